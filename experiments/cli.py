@@ -1,0 +1,127 @@
+"""From a dataclass to a command line: what every experiment's command shares."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_type_hints
+
+from paradigms.core.errors import InputError, NonFiniteError
+
+_ROOT = Path(__file__).parent
+
+# Options that say where and how to look, not what is computed: a run may change them and resume.
+FREE = ("run_dir", "data_dir", "mesh", "debug")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of every experiment; a subclass adds its own and sets the defaults."""
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """One independent run for each seed, trained side by side."""
+    steps: int = 1000
+    """Updates in all."""
+    evaluate_every: int = 100
+    """Updates between two evaluations on held-out data; checkpoints are saved then too."""
+    smoke: bool = False
+    """A rehearsal on embedded data, under a minute on a CPU."""
+    run_dir: Path | None = None
+    """Where everything goes; run again with the same directory, it resumes. By default runs/NAME."""
+    data_dir: Path | None = None
+    """Where data sets are; by default $PARADIGMS_DATA_DIR, then ~/tensorflow_datasets."""
+    mesh: str = ""
+    """Devices to use, for instance "data=8" or "fsdp=8"; by default one."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What the network computes in; parameters, losses and metrics stay float32."""
+    debug: bool = False
+    """Runs without jit and stops at the operation that first produces a NaN."""
+
+    def rehearsal(self) -> "Options":
+        """The values that `--smoke` takes in place of these."""
+        return dataclasses.replace(self, seeds=self.seeds[:1], steps=60, evaluate_every=30)
+
+
+Config = TypeVar("Config", bound=Options)
+
+
+def run(main: Callable[[Config], None], config_type: type[Config]) -> None:
+    """Parses the command line into a config and calls `main`; a user's mistake is one line.
+
+    The exit status is 0 after success, 2 for bad input, 3 for training that diverged, and 130 after
+    an interrupt.
+    """
+    import tyro
+
+    module = sys.modules[main.__module__]
+    config = tyro.cli(config_type, description=module.__doc__)
+    try:
+        config = prepare(config)
+        main(config)
+    except InputError as error:
+        _leave(str(error), 2)
+    except NonFiniteError as error:
+        _leave(str(error), 3)
+    except KeyboardInterrupt:
+        _leave("interrupted: the same command resumes from the last checkpoint", 130)
+
+
+def prepare(config: Config) -> Config:
+    """Checks the shared options, applies `--smoke`, and sets the process up for `--debug`."""
+    if not config.seeds or len(set(config.seeds)) != len(config.seeds) or min(config.seeds) < 0:
+        raise InputError(f"--seeds {config.seeds}: expected distinct numbers, none negative")
+    if config.smoke:
+        config = config.rehearsal()
+    if config.steps < 1 or config.evaluate_every < 1:
+        raise InputError(
+            f"--steps {config.steps} --evaluate-every {config.evaluate_every}: expected at least 1"
+        )
+    if config.debug:
+        import jax
+
+        jax.config.update("jax_disable_jit", True)
+        jax.config.update("jax_debug_nans", True)
+    return config
+
+
+def name_of(main: Callable[..., Any]) -> str:
+    """The experiment's name, "supervised/mnist_cnn", from the file of its `main`."""
+    path = Path(sys.modules[main.__module__].__file__ or "").resolve()
+    return path.relative_to(_ROOT).with_suffix("").as_posix()
+
+
+def to_json(config: Options) -> dict[str, Any]:
+    """The config as JSON values, field by field."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+
+
+def from_json(config_type: type[Config], values: dict[str, Any]) -> Config:
+    """The config that `to_json` described.
+
+    Raises:
+      InputError: the fields are not those of `config_type`.
+    """
+    fields = get_type_hints(config_type)
+    if set(values) != set(fields):
+        differing = sorted(set(values) ^ set(fields))
+        raise InputError(
+            f"config.json is of another version of this experiment: it differs in {differing}"
+        )
+    restored = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+    }
+    for name in ("run_dir", "data_dir"):
+        restored[name] = None if values[name] is None else Path(values[name])
+    return config_type(**restored)
+
+
+def default_run_dir(name: str, config: Options) -> Path:
+    """`--run-dir`, or runs/NAME, or runs/NAME-smoke for a rehearsal."""
+    return config.run_dir or Path("runs") / (name + ("-smoke" if config.smoke else ""))
+
+
+def _leave(message: str, status: int) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(status)

@@ -1,0 +1,82 @@
+"""A trained net, loaded back from its run directory."""
+
+import importlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import cli
+from nets.net import Net
+from paradigms.core.checkpoint import Checkpoints
+from paradigms.core.errors import InputError
+from paradigms.core.record import read_config, read_summary
+from paradigms.core.state import PyTree
+
+_ROOT = Path(__file__).parent
+
+
+class Trained(NamedTuple):
+    """The nets of a finished run, one per seed.
+
+    Attributes:
+      net: the pure functions; takes raw inputs, as the data set holds them.
+      weights: `{"params": ..., "model_state": ...}` with an axis of runs in front of every array.
+      config: the experiment's config.
+      example: shape and dtype of a batch of one input.
+    """
+
+    net: Net
+    weights: dict[str, PyTree]
+    config: cli.Options
+    example: jax.ShapeDtypeStruct
+
+    def __call__(self, inputs: Any, run: int = 0) -> jax.Array:
+        """The output of run number `run` for a batch of raw inputs, for instance `[B, H, W, C]`.
+
+        Raises:
+          InputError: the inputs have another shape or dtype than those of the training data.
+        """
+        inputs = np.asarray(inputs)
+        if inputs.shape[1:] != self.example.shape[1:] or inputs.dtype != self.example.dtype:
+            raise InputError(
+                f"inputs are {inputs.dtype} {inputs.shape}: this net was trained on "
+                f"{self.example.dtype} [B, {', '.join(map(str, self.example.shape[1:]))}]"
+            )
+        weights = jax.tree.map(lambda leaf: leaf[run], self.weights)
+        output, _ = jax.jit(self.net.apply)(
+            weights["params"], weights["model_state"], jnp.asarray(inputs)
+        )
+        return output
+
+
+def load(run_dir: Path | str) -> Trained:
+    """Loads the nets of a finished run for prediction.
+
+    Example:
+      `labels = load("runs/supervised/digits_mlp")(images).argmax(-1)`
+
+    Raises:
+      InputError: the directory holds no finished run of an experiment of this version.
+    """
+    settings = read_config(run_dir)
+    name = settings.pop("experiment", None)
+    known = [path.relative_to(_ROOT).with_suffix("").as_posix() for path in _ROOT.glob("*/*.py")]
+    # The name comes from a file, so it is looked up, never imported on trust.
+    if name not in known:
+        raise InputError(f"{run_dir}: config.json names experiment {name!r}, which does not exist")
+    module = importlib.import_module(f"experiments.{str(name).replace('/', '.')}")
+    config = cli.from_json(module.Config, settings)
+    summary = read_summary(run_dir)
+    net = module.network(config)
+    example = jax.ShapeDtypeStruct((1, *summary["input"]["shape"]), summary["input"]["dtype"])
+    params, model_state = jax.eval_shape(net.init, jax.random.key(0), example)
+    runs = len(summary["runs"])
+    template = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((runs, *leaf.shape), leaf.dtype),
+        {"params": params, "model_state": model_state},
+    )
+    weights = Checkpoints(Path(run_dir) / "net").restore(template)
+    return Trained(net, weights, config, example)

@@ -1,0 +1,111 @@
+"""Plain convolutional networks: from LeNet to small VGG-like stacks."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import flax.linen as nn
+import jax
+
+from nets.conv import conv_general_dilated
+from nets.layers import (
+    Activation,
+    Norm,
+    activation_function,
+    check_choice,
+    check_options,
+    max_pool,
+    normalise,
+)
+from nets.net import Net, from_linen
+
+Pool = Literal["flatten", "mean"]
+
+
+class CNN(nn.Module):
+    """Blocks of convolutions with a max-pool between them, then dense layers."""
+
+    num_classes: int
+    features: Sequence[int] = (32, 64)
+    convolutions: int = 1
+    kernel_size: int = 3
+    dense: Sequence[int] = (256,)
+    pool: Pool = "flatten"
+    norm: Norm = None
+    activation: Activation = "relu"
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Maps images `x[B, H, W, C]` to logits `[B, num_classes]`."""
+        act = activation_function(self.activation)
+        init = nn.initializers.he_normal()
+        for block, width in enumerate(self.features):
+            for _ in range(self.convolutions):
+                x = nn.Conv(
+                    width,
+                    (self.kernel_size, self.kernel_size),
+                    # A bias before batch norm would be subtracted again.
+                    use_bias=self.norm != "batch",
+                    kernel_init=init,
+                    conv_general_dilated=conv_general_dilated,
+                )(x)
+                x = act(normalise(x, self.norm, train=train))
+            # Pooling just before the mean over all places would only throw places away.
+            if self.pool == "flatten" or block < len(self.features) - 1:
+                x = max_pool(x)
+        x = x.mean((1, 2)) if self.pool == "mean" else x.reshape(x.shape[0], -1)
+        for width in self.dense:
+            x = nn.Dropout(self.dropout, deterministic=not train)(x)
+            x = nn.Dense(width, use_bias=self.norm != "batch", kernel_init=init)(x)
+            x = act(normalise(x, self.norm, train=train))
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return nn.Dense(self.num_classes)(x)
+
+
+def cnn(
+    num_classes: int,
+    *,
+    features: Sequence[int] = (32, 64),
+    convolutions: int = 1,
+    kernel_size: int = 3,
+    dense: Sequence[int] = (256,),
+    pool: Pool = "flatten",
+    norm: Norm = None,
+    activation: Activation = "relu",
+    dropout: float = 0.0,
+) -> Net:
+    """A convolutional network over images `[B, H, W, C]`; output logits `[B, num_classes]`.
+
+    The defaults are in the manner of LeNet (LeCun et al. 1998) with today's parts. A stack in the
+    manner of VGG (Simonyan & Zisserman 2015) is
+    `cnn(10, features=(24, 40, 64), convolutions=2, dense=(), pool="mean", norm="batch")`.
+
+    Args:
+      num_classes: width of the output.
+      features: width of each block; a 2x2 max-pool follows each (but the last before a mean).
+      convolutions: how many in each block, stride 1, zero-padded to keep the size.
+      kernel_size: side of their kernels.
+      dense: widths of the hidden dense layers.
+      pool: how the last map becomes a vector, "flatten" or "mean" (over all places).
+      norm: after each convolution and hidden dense layer: "batch", "layer", "group" or None.
+      activation: by name or as a function.
+      dropout: rate before each dense layer.
+
+    Raises:
+      ValueError: unknown name, or rate outside [0, 1).
+    """
+    check_options(activation, norm, dropout)
+    check_choice("pool", pool, ("flatten", "mean"))
+    return from_linen(
+        CNN(
+            num_classes=num_classes,
+            features=tuple(features),
+            convolutions=convolutions,
+            kernel_size=kernel_size,
+            dense=tuple(dense),
+            pool=pool,
+            norm=norm,
+            activation=activation,
+            dropout=dropout,
+        )
+    )

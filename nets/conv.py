@@ -1,0 +1,79 @@
+"""A 3x3 convolution whose gradients suit XLA's CPU backend."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+_LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+
+def conv_general_dilated(
+    lhs: jax.Array, rhs: jax.Array, window_strides: Any, padding: Any, **options: Any
+) -> jax.Array:
+    """`lax.conv_general_dilated`, with faster gradients where they are known to be faster.
+
+    Meant for `nn.Conv(conv_general_dilated=...)`. On the CPU backend XLA computes the gradient of
+    a wide kernel slowly; there a 3x3 convolution of stride 1 that keeps its size takes
+    `conv3x3` when `wins` says so. Everything else, and every other backend, is unchanged.
+    """
+    plain = (
+        rhs.shape[:2] == (3, 3)
+        and rhs.ndim == 4
+        and tuple(window_strides) == (1, 1)
+        and _keeps_size(padding)
+        and options.get("feature_group_count", 1) == 1
+        and set(options.get("lhs_dilation") or (1,)) == {1}
+        and set(options.get("rhs_dilation") or (1,)) == {1}
+    )
+    if plain and jax.default_backend() == "cpu" and wins(lhs.shape, rhs.shape):
+        return conv3x3(lhs, rhs)
+    return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
+
+
+def wins(images: tuple[int, ...], kernel: tuple[int, ...]) -> bool:
+    """Whether `conv3x3` is faster for images `[B, H, W, in]` and a kernel `[3, 3, in, out]`."""
+    return kernel[3] >= 256 and images[1] > 3
+
+
+def _keeps_size(padding: Any) -> bool:
+    return padding == "SAME" or [tuple(side) for side in padding] == [(1, 1), (1, 1)]
+
+
+def _convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=_LAYOUT)
+
+
+@jax.custom_vjp
+def conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Convolves `x[B, H, W, in]` with `kernel[3, 3, in, out]`, stride 1, zero-padded by 1.
+
+    The gradient of `x` is a convolution with the kernel turned by 180 degrees and its channels
+    exchanged; that of the kernel is nine products `x_shifted^T dy`. Equal to XLA's own gradients
+    up to rounding.
+    """
+    return _convolve(x, kernel)
+
+
+def _forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _convolve(x, kernel), (x, kernel)
+
+
+def _backward(saved: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = saved
+    dx = _convolve(dy, kernel[::-1, ::-1].swapaxes(2, 3))
+    height, width = x.shape[1:3]
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    flat = dy.reshape(-1, dy.shape[-1])
+    rows = []
+    for i in range(3):
+        row = [
+            padded[:, i : i + height, j : j + width].reshape(-1, x.shape[-1]).T @ flat
+            for j in range(3)
+        ]
+        rows.append(jnp.stack(row))
+    return dx, jnp.stack(rows)
+
+
+conv3x3.defvjp(_forward, _backward)

@@ -1,0 +1,58 @@
+"""Multilayer perceptron."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+
+from nets.layers import Activation, Norm, activation_function, check_options, normalise
+from nets.net import Net, from_linen
+
+
+class MLP(nn.Module):
+    """Dense layers, each followed by norm, activation and dropout, and a dense output."""
+
+    features: Sequence[int]
+    num_outputs: int
+    activation: Activation = "relu"
+    norm: Norm = None
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Maps `x[B, ...]` to `[B, num_outputs]`."""
+        x = x.reshape(x.shape[0], -1)
+        for width in self.features:
+            # A bias before batch norm would be subtracted again.
+            x = nn.Dense(
+                width,
+                use_bias=self.norm != "batch",
+                kernel_init=nn.initializers.he_normal(),
+            )(x)
+            x = activation_function(self.activation)(normalise(x, self.norm, train=train))
+            x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return nn.Dense(self.num_outputs)(x)
+
+
+def mlp(
+    features: Sequence[int],
+    num_outputs: int,
+    *,
+    activation: Activation = "relu",
+    norm: Norm = None,
+    dropout: float = 0.0,
+) -> Net:
+    """A multilayer perceptron over `x[B, ...]`, which is flattened; output `[B, num_outputs]`.
+
+    Args:
+      features: widths of the hidden layers; empty gives a linear model.
+      num_outputs: width of the output.
+      activation: by name or as a function.
+      norm: after each hidden layer: "batch", "layer", "group" or None.
+      dropout: rate after each hidden layer.
+
+    Raises:
+      ValueError: unknown name, or rate outside [0, 1).
+    """
+    check_options(activation, norm, dropout)
+    return from_linen(MLP(tuple(features), num_outputs, activation, norm, dropout))

@@ -1,0 +1,1 @@
+"""The floor that every paradigm stands on: one train state, learners, transformations, one loop."""

@@ -1,0 +1,344 @@
+"""Checkpoints: a state on disk, whole or not there at all."""
+
+import contextlib
+import errno
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from paradigms.core.errors import InputError
+from paradigms.core.state import PyTree
+
+# What is being written, replaced or deleted lives in this folder beside the steps and enters or
+# leaves the directory by one rename. Whatever a killed process left here is rubbish.
+_UNFINISHED = "unfinished"
+
+# Metadata and rounding up to whole blocks, on top of the arrays themselves.
+_OVERHEAD_BYTES = 2**20
+
+
+class Checkpoints:
+    """The checkpoints of one run, written with Orbax: one folder per step, newest last.
+
+    A folder `<directory>/<step>` holds the arrays of the state (typed keys as their key data), and
+    a manifest with the path, shape and dtype of every leaf. It appears by a rename, so a process
+    that is killed while it saves leaves the older checkpoints as they were. One process (or one
+    group of `jax.distributed` processes) may write to a directory at a time.
+
+    Args:
+      directory: made at the first save.
+      keep: how many of the newest checkpoints to keep, at least 1. While one is being saved,
+        `keep + 1` are on disk.
+    """
+
+    def __init__(self, directory: Path, keep: int = 2) -> None:
+        if keep < 1:
+            raise InputError(f"keep is {keep}: at least 1 checkpoint must be kept")
+        self.directory = Path(directory).absolute()
+        self.keep = keep
+        self._checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+
+    def steps(self) -> list[int]:
+        """The steps of all whole checkpoints, in ascending order."""
+        try:
+            entries = [entry for entry in self.directory.iterdir() if entry.is_dir()]
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise InputError(
+                f"cannot read checkpoints in {self.directory}: {_reason(error)}"
+            ) from error
+        return sorted(int(entry.name) for entry in entries if entry.name.isdecimal())
+
+    def latest(self) -> int | None:
+        """The newest whole checkpoint, or None where there is none."""
+        return max(self.steps(), default=None)
+
+    def save(self, step: int, state: PyTree) -> None:
+        """Writes `state` and returns when it is on disk; an older one of the same step is replaced.
+
+        Args:
+          step: number of updates done, which names the checkpoint.
+          state: any pytree of arrays, sharded or not, with typed or raw keys.
+
+        Raises:
+          InputError: the disk is full or cannot be written to. The older checkpoints are whole and
+            `latest` is what it was.
+        """
+        state = jax.block_until_ready(jax.tree.map(jnp.asarray, state))
+        leaves = _by_path(state)
+        manifest = {"step": int(step), "leaves": _describe(state)}
+        items = {path: _as_data(leaf) for path, leaf in leaves.items() if leaf.size}
+        needed = sum(item.nbytes for item in items.values()) + _OVERHEAD_BYTES
+        unfinished = self.directory / _UNFINISHED
+        try:
+            if _writes():
+                self.directory.mkdir(parents=True, exist_ok=True)
+                _remove(unfinished)
+                self._check_space(step, needed)
+            with _quiet_orbax():
+                self._checkpointer.save(
+                    unfinished / "new",
+                    ocp.args.Composite(
+                        arrays=ocp.args.PyTreeSave(items), manifest=ocp.args.JsonSave(manifest)
+                    ),
+                )
+            if _writes():
+                self._publish(unfinished / "new", step)
+                self._prune()
+                _remove(unfinished)
+        except InputError:
+            raise
+        # Orbax and TensorStore report a full disk as ValueError, ours as OSError.
+        except Exception as error:
+            if _writes():
+                _remove(unfinished)
+            raise InputError(
+                f"could not save the checkpoint of step {step} in {self.directory} "
+                f"({_bytes(needed)} needed, {self._free()} free): {_reason(error)}; "
+                f"{self._last_good()}"
+            ) from error
+
+    def restore(self, template: PyTree, step: int | None = None) -> PyTree:
+        """Reads a checkpoint into the form of `template`, bit for bit.
+
+        Args:
+          template: a state, or its `jax.ShapeDtypeStruct`s (`jax.eval_shape` of its making); only
+            structure, shapes, dtypes and placement matter. A leaf that is committed to devices, or
+            a struct with a sharding, comes back with the same sharding; any other as a fresh
+            uncommitted array on the default device. So a step compiled for the template needs no
+            second compilation.
+          step: which checkpoint; None for the newest.
+
+        Returns:
+          A pytree of new arrays, each with a buffer of its own, that may be donated.
+
+        Raises:
+          InputError: there is no such checkpoint, it is damaged, or it has another structure.
+        """
+        steps = self.steps()
+        if not steps:
+            raise InputError(f"there is no checkpoint in {self.directory}")
+        step = steps[-1] if step is None else step
+        if step not in steps:
+            raise InputError(
+                f"there is no checkpoint of step {step} in {self.directory}: "
+                f"give one of {', '.join(map(str, steps))}"
+            )
+        folder = self.directory / str(step)
+        try:
+            stored = json.loads((folder / "manifest" / "metadata").read_text())["leaves"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise self._damaged(step, error) from error
+        expected = _describe(template)
+        if differences := _differences(stored, expected):
+            raise InputError(
+                f"{folder} is a checkpoint of another configuration: {differences}; resume with "
+                "the configuration that wrote it, or use another directory"
+            )
+        leaves = _by_path(template)
+        structs = _by_path(_abstract(template))
+        shardings = {path: _sharding(leaf) for path, leaf in leaves.items()}
+        restore_args = {
+            path: (
+                ocp.RestoreArgs(restore_type=np.ndarray)
+                if shardings[path] is None or _is_key(struct)
+                else ocp.ArrayRestoreArgs(sharding=shardings[path], global_shape=struct.shape)
+            )
+            for path, struct in structs.items()
+            if struct.size
+        }
+        try:
+            with _quiet_orbax():
+                items = self._checkpointer.restore(
+                    folder,
+                    ocp.args.Composite(arrays=ocp.args.PyTreeRestore(restore_args=restore_args)),
+                ).arrays
+            for path in restore_args:
+                _check(path, items[path], structs[path])
+        except Exception as error:
+            raise self._damaged(step, error) from error
+        restored = [
+            _place(items.get(path), struct, stored[path]["weak_type"], shardings[path])
+            for path, struct in structs.items()
+        ]
+        return jax.tree.unflatten(jax.tree.structure(template), restored)
+
+    def _check_space(self, step: int, needed: int) -> None:
+        if shutil.disk_usage(self.directory).free < needed:
+            raise InputError(
+                f"the disk is too full for the checkpoint of step {step} in {self.directory}: "
+                f"{_bytes(needed)} needed, {self._free()} free; free some space and run again; "
+                f"{self._last_good()}"
+            )
+
+    def _publish(self, new: Path, step: int) -> None:
+        final, replaced = self.directory / str(step), new.with_name("replaced")
+        if final.exists():
+            final.rename(replaced)
+        try:
+            new.rename(final)
+        except OSError:
+            if replaced.exists():
+                replaced.rename(final)
+            raise
+
+    def _prune(self) -> None:
+        # Renamed first: a folder that is half deleted must not look like a checkpoint.
+        for old in self.steps()[: -self.keep]:
+            (self.directory / str(old)).rename(self.directory / _UNFINISHED / str(old))
+
+    def _free(self) -> str:
+        with contextlib.suppress(OSError):
+            return _bytes(shutil.disk_usage(self.directory).free)
+        return "unknown"
+
+    def _last_good(self) -> str:
+        latest = self.latest()
+        return "no checkpoint is kept" if latest is None else f"the last good one is step {latest}"
+
+    def _damaged(self, step: int, error: Exception) -> InputError:
+        older = [other for other in self.steps() if other < step]
+        mend = (
+            f"remove that folder to resume from the older checkpoint of step {older[-1]}"
+            if older
+            else "there is no older checkpoint: start again in another directory"
+        )
+        folder = self.directory / str(step)
+        return InputError(
+            f"the checkpoint of step {step} in {folder} is damaged ({_reason(error)}); {mend}"
+        )
+
+
+def _by_path(tree: PyTree) -> dict[str, Any]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+
+
+def _abstract(tree: PyTree) -> PyTree:
+    return jax.eval_shape(lambda tree: tree, tree)
+
+
+def _describe(tree: PyTree) -> dict[str, dict[str, Any]]:
+    """Shape and dtype of every leaf by path, as JSON."""
+    return {
+        path: {
+            "shape": list(struct.shape),
+            "dtype": str(struct.dtype),
+            "weak_type": struct.weak_type,
+        }
+        for path, struct in _by_path(_abstract(tree)).items()
+    }
+
+
+def _differences(stored: Mapping[str, Any], expected: Mapping[str, Any], shown: int = 3) -> str:
+    def form(leaf: Mapping[str, Any]) -> str:
+        return f"{leaf['dtype']}[{','.join(map(str, leaf['shape']))}]"
+
+    found = []
+    for path in [*expected, *(path for path in stored if path not in expected)]:
+        if path not in stored:
+            found.append(f"{path} is missing from it")
+        elif path not in expected:
+            found.append(f"{path} is extra in it")
+        elif form(stored[path]) != form(expected[path]):
+            found.append(f"{path} is {form(stored[path])}, not {form(expected[path])}")
+    more = f", and {len(found) - shown} more" if len(found) > shown else ""
+    return ", ".join(found[:shown]) + more
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _as_data(leaf: jax.Array) -> jax.Array:
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+
+
+def _data_struct(struct: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    return jax.eval_shape(jax.random.key_data, struct) if _is_key(struct) else struct
+
+
+def _key_impl(struct: jax.ShapeDtypeStruct) -> Any:
+    """The generator of a key known by its shape and dtype alone; jax tells it of arrays only."""
+    found = []
+    jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), struct)
+    return found[0]
+
+
+def _sharding(leaf: Any) -> jax.sharding.Sharding | None:
+    """Where a leaf must live; None where jax is free to choose, which is part of a jit's cache."""
+    if isinstance(leaf, jax.Array) and not leaf.committed:
+        return None
+    return getattr(leaf, "sharding", None)
+
+
+def _check(path: str, item: Any, struct: jax.ShapeDtypeStruct) -> None:
+    wanted = _data_struct(struct)
+    if item.shape != wanted.shape or item.dtype != wanted.dtype:
+        raise ValueError(f"{path} is {item.dtype}{list(item.shape)} on disk")
+
+
+def _place(
+    item: Any,
+    struct: jax.ShapeDtypeStruct,
+    weak_type: bool,
+    sharding: jax.sharding.Sharding | None,
+) -> jax.Array:
+    if item is None:  # Orbax stores no array of size zero.
+        wanted = _data_struct(struct)
+        item = np.zeros(wanted.shape, wanted.dtype)
+    # A copy, because jax may otherwise use numpy's own memory, which cannot be donated.
+    array = item if isinstance(item, jax.Array) else jnp.array(item, copy=True)
+    if _is_key(struct):
+        array = jax.random.wrap_key_data(array, impl=_key_impl(struct))
+    if weak_type:
+        # Weak types decide promotions, so they come back too. Python numbers make them, and setting
+        # values keeps them.
+        weak = jnp.full(array.shape, array.dtype.type(0).item())
+        array = weak.at[...].set(array) if weak.dtype == array.dtype else array
+    return array if sharding is None else jax.device_put(array, sharding)
+
+
+def _writes() -> bool:
+    """Whether this process is the one that renames and deletes folders."""
+    return jax.process_index() == 0
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _bytes(count: int) -> str:
+    return f"{count:,} bytes"
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error, without the file names that libraries wrap around it."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = str(error)
+    if "No space left on device" in text:
+        return os.strerror(errno.ENOSPC)
+    return f"{type(error).__name__}: {text.splitlines()[0][:200] if text else ''}"
+
+
+@contextlib.contextmanager
+def _quiet_orbax() -> Iterator[None]:
+    """Keeps tracebacks that Orbax logs from its threads off the screen: the error is raised too."""
+    logger = logging.getLogger("absl")
+    before = logger.disabled
+    logger.disabled = True
+    try:
+        yield
+    finally:
+        logger.disabled = before

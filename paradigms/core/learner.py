@@ -1,0 +1,88 @@
+"""`Learner`: what every algorithm is."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from paradigms.core.metrics import Mean
+from paradigms.core.state import PyTree, TrainState
+
+Batch = Any
+Metrics = dict[str, Mean]
+
+
+class Learner(NamedTuple):
+    """A learning algorithm: three pure functions over one train state.
+
+    It knows nothing of devices, seeds or files. Transformations (`paradigms.core.transforms`) take
+    a learner and give one back, as optax's wrappers do with gradient transformations.
+
+    Attributes:
+      init: `(key, example) -> state`. `example` is a batch; only its shapes and dtypes matter.
+      update: `(state, batch) -> (state, metrics)`, one optimisation step.
+      evaluate: `(state, batch, key) -> metrics`, on held-out data; a batch's `mask` is honoured.
+    """
+
+    init: Callable[[jax.Array, Batch], TrainState]
+    update: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+    evaluate: Callable[[TrainState, Batch, jax.Array], Metrics]
+
+
+Loss = Callable[[PyTree, TrainState, Batch], tuple[jax.Array, tuple[Metrics, PyTree]]]
+"""`(params, state, batch) -> (loss, (metrics, model_state))`, differentiated in `params`."""
+
+
+def minimise(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    *,
+    init: Callable[[jax.Array, Batch], tuple[PyTree, PyTree]],
+    evaluate: Callable[[TrainState, Batch, jax.Array], Metrics],
+) -> Learner:
+    """The learner that descends one loss by one optimiser, as most do.
+
+    Args:
+      loss: scalar loss, metrics to report and the new model state.
+      optimizer: applied to the gradient.
+      init: `(key, example) -> (params, model_state)`.
+      evaluate: as in `Learner`.
+    """
+
+    def start(key: jax.Array, example: Batch) -> TrainState:
+        params, model_state = init(key, example)
+        return TrainState.create(
+            key, params, opt_state=optimizer.init(params), model_state=model_state
+        )
+
+    def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        grads, (metrics, model_state) = jax.grad(loss, has_aux=True)(state.params, state, batch)
+        params, opt_state, norms = descend(optimizer, grads, state.opt_state, state.params)
+        state = state.replace(
+            step=state.step + 1, params=params, opt_state=opt_state, model_state=model_state
+        )
+        return state, {**metrics, **norms}
+
+    return Learner(start, update, evaluate)
+
+
+def descend(
+    optimizer: optax.GradientTransformation,
+    grads: PyTree,
+    opt_state: PyTree,
+    params: PyTree,
+) -> tuple[PyTree, PyTree, Metrics]:
+    """One optimiser step, with the three norms that tell whether training is healthy.
+
+    Returns:
+      `(params, opt_state, metrics)`; the metrics are the global norms of the gradient (before any
+      clipping in the optimiser), the parameters (before the step) and the update.
+    """
+    updates, opt_state = optimizer.update(grads, opt_state, params)
+    metrics = {
+        "norm/gradient": Mean.of(optax.global_norm(grads)),
+        "norm/parameter": Mean.of(optax.global_norm(params)),
+        "norm/update": Mean.of(optax.global_norm(updates)),
+    }
+    return optax.apply_updates(params, updates), opt_state, metrics

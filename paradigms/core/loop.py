@@ -1,0 +1,204 @@
+"""The one training loop, and evaluation of a whole data set."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from paradigms.core import metrics as metrics_lib
+from paradigms.core.errors import InputError, NonFiniteError
+from paradigms.core.learner import Batch, Learner, Metrics
+from paradigms.core.state import TrainState
+
+Source = Callable[[int, int], Batch]
+"""`(step, n) -> batch`: what `update` gets for the updates `step ... step + n - 1`."""
+
+Callback = Callable[[int, Metrics, TrainState], None]
+"""`(step, metrics, state)`, the metrics added up since the callback's last call, on the host."""
+
+# Metrics are fetched this often. Fetching after each dispatch would stall a fast device; fetching
+# never would find a NaN too late.
+_SECONDS_BETWEEN_FETCHES = 0.2
+
+
+class Every(NamedTuple):
+    """A callback and the number of updates between its calls; the last update calls it too."""
+
+    steps: int
+    callback: Callback
+
+
+class Fitted(NamedTuple):
+    """What `fit` gives back.
+
+    Attributes:
+      state: the state after the last update.
+      steps: updates done by this call.
+      compile_seconds: time that the compiler took.
+      train_seconds: time of the loop, callbacks included, without compilation.
+      flops_per_step: the compiler's count for one update on one device, or None.
+    """
+
+    state: TrainState
+    steps: int
+    compile_seconds: float
+    train_seconds: float
+    flops_per_step: float | None
+
+
+def fit(
+    learner: Learner,
+    state: TrainState,
+    source: Source,
+    *,
+    steps: int,
+    steps_per_call: int = 1,
+    callbacks: Sequence[Every] = (),
+    last_good: Callable[[], str] = lambda: "no checkpoint was kept",
+) -> Fitted:
+    """Updates the state until it has done `steps` updates in all.
+
+    Args:
+      learner: made by `repeated` or `chunked`, so that a call does `steps_per_call` updates and
+        its metrics have them on their first axis.
+      state: where to start, at step 0 or restored. Its buffers are donated: use the returned state.
+      source: gives what `learner.update` takes.
+      steps: total number of updates, those of earlier calls included.
+      steps_per_call: updates in one dispatch.
+      callbacks: called in order, each at multiples of its own interval and after the last update.
+      last_good: describes where to go back to, for the message when training diverges.
+
+    Returns:
+      The final state with the time it took.
+
+    Raises:
+      InputError: an interval or the number of steps is not a multiple of `steps_per_call`.
+      NonFiniteError: a metric became NaN or infinite.
+    """
+    start = _step_of(state)
+    _check_intervals(start, steps, steps_per_call, callbacks)
+    if start >= steps:
+        return Fitted(state, 0, 0.0, 0.0, None)
+
+    compile_start = time.perf_counter()
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    compiled = (
+        jax.jit(learner.update, donate_argnums=0, out_shardings=(shardings, None))
+        .lower(state, source(start, steps_per_call))
+        .compile()
+    )
+    compile_seconds = time.perf_counter() - compile_start
+
+    pending: list[tuple[int, Metrics]] = []
+    gathered: list[Metrics] = [{} for _ in callbacks]
+
+    def fetch() -> None:
+        """Brings finished metrics to the host, checks them, and hands them to every callback."""
+        for first_step, stacked in jax.device_get(pending):
+            _check_finite(first_step, stacked, last_good)
+            for i in range(len(callbacks)):
+                gathered[i] = metrics_lib.add(gathered[i], metrics_lib.collapse(stacked))
+        pending.clear()
+
+    train_start = last_fetch = time.perf_counter()
+    for step in range(start, steps, steps_per_call):
+        state, stacked = compiled(state, source(step, steps_per_call))
+        pending.append((step, stacked))
+        done = step + steps_per_call
+        due = [i for i, (n, _) in enumerate(callbacks) if done % n == 0 or done == steps]
+        if step == start or due or time.perf_counter() - last_fetch > _SECONDS_BETWEEN_FETCHES:
+            fetch()
+            last_fetch = time.perf_counter()
+        if step == start and _step_of(state) != done:
+            raise InputError(
+                f"one call of update did {_step_of(state) - start} updates, but steps_per_call is "
+                f"{steps_per_call}: wrap the learner in repeated(..., {steps_per_call}) or chunked"
+            )
+        for i in due:
+            callbacks[i].callback(done, gathered[i], state)
+            gathered[i] = {}
+    fetch()
+    jax.block_until_ready(state)
+    train_seconds = time.perf_counter() - train_start
+    cost = compiled.cost_analysis() or {}
+    flops = cost.get("flops")
+    return Fitted(
+        state,
+        steps - start,
+        compile_seconds,
+        train_seconds,
+        None if flops is None else flops / steps_per_call,
+    )
+
+
+def evaluator(
+    learner: Learner, data: Mapping[str, Any], batch_size: int
+) -> Callable[[TrainState, jax.Array], Metrics]:
+    """Compiles the evaluation of a whole data set, which is kept on the device.
+
+    The last batch is padded with copies of row 0 and a `mask` of zeros, so that every example
+    counts once and there is one shape to compile.
+
+    Args:
+      learner: its `evaluate` must honour `mask`, float32 `[B]`.
+      data: arrays `[N, ...]`.
+      batch_size: examples in a batch.
+
+    Returns:
+      `(state, key) -> metrics`, summed over the set; batch `i` gets a key folded with `i`.
+    """
+    size = len(next(iter(data.values())))
+    batch_size = min(batch_size, size)
+    batches = -(-size // batch_size)
+    index = np.arange(batches * batch_size).reshape(batches, batch_size)
+    mask = jnp.asarray(index < size, jnp.float32)
+    index = np.where(index < size, index, 0)
+    padded = {name: jnp.asarray(np.asarray(array)[index]) for name, array in data.items()}
+    padded["mask"] = mask
+
+    @jax.jit
+    def one(state: TrainState, data: Batch, i: jax.Array, key: jax.Array) -> Metrics:
+        batch = jax.tree.map(lambda leaf: leaf[i], data)
+        return learner.evaluate(state, batch, jax.random.fold_in(key, i))
+
+    def evaluate(state: TrainState, key: jax.Array) -> Metrics:
+        total: Metrics = {}
+        for i in range(batches):
+            total = metrics_lib.add(total, one(state, padded, jnp.int32(i), key))
+        return jax.device_get(total)
+
+    return evaluate
+
+
+def _step_of(state: TrainState) -> int:
+    """The number of updates done; runs stacked in one state march in step."""
+    return int(np.asarray(state.step).flat[0])
+
+
+def _check_intervals(
+    start: int, steps: int, steps_per_call: int, callbacks: Sequence[Every]
+) -> None:
+    if steps_per_call < 1:
+        raise InputError(f"steps_per_call={steps_per_call}: expected at least 1")
+    intervals = {"steps": steps, "the step to resume from": start}
+    intervals |= {f"the interval of callback {i}": n for i, (n, _) in enumerate(callbacks)}
+    for name, interval in intervals.items():
+        if interval % steps_per_call or (interval < 1 and interval != start):
+            raise InputError(
+                f"{name} is {interval}: expected a positive multiple of steps_per_call, "
+                f"{steps_per_call}"
+            )
+
+
+def _check_finite(first_step: int, stacked: Metrics, last_good: Callable[[], str]) -> None:
+    for name, mean in stacked.items():
+        finite = np.isfinite(mean.total)
+        if not finite.all():
+            update = int(np.argwhere(~finite)[0][0]) if np.ndim(finite) else 0
+            raise NonFiniteError(
+                f"{name} is not finite at step {first_step + update + 1}: {last_good()}; lower the "
+                "learning rate, clip the gradient (max_norm), or look with --debug"
+            )

@@ -1,0 +1,669 @@
+"""Optimisers and learning-rate schedules, as compositions of optax.
+
+Every optimiser is an `optax.GradientTransformation` that
+
+- clips the global norm of the gradient first, where `max_norm` is given;
+- decays kernels only, unless `decay_mask` says otherwise;
+- takes as `learning_rate` a number, a traced scalar (so that a sweep compiles once) or a schedule,
+  a function from the number of updates done, counted from 0, to a scalar;
+- with `accumulate=n` acts on the plain mean of n gradients and gives zero updates in between. The
+  schedule counts the real updates. A learner whose batches are masked must see to it that the mean
+  of its gradients is the gradient of the mean: each loss divided by a fixed count, not by the
+  number of valid examples in its own micro-batch.
+
+Anything else of optax goes wherever these go.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from paradigms.core.errors import InputError
+from paradigms.core.state import PyTree
+
+Scalar = float | jax.Array
+Schedule = Callable[[jax.typing.ArrayLike], jax.typing.ArrayLike]
+LearningRate = Scalar | Schedule
+Mask = bool | PyTree | Callable[[PyTree], PyTree]
+
+
+# Which parameters -------------------------------------------------------------------------------
+
+_POSITION = {"pos", "posemb", "position", "positions", "positional"}
+_NOT_KERNEL = _POSITION | {"bias", "scale", "beta", "gamma", "cls"}
+_INPUT_OR_OUTPUT = {"embed", "embedding", "embeddings", "stem", "head", "logits", "classifier"}
+
+
+def _names(path: tuple[Any, ...]) -> list[str]:
+    """The path of a leaf as names, outermost first."""
+    text = jax.tree_util.keystr(path, simple=True, separator="/")
+    return text.split("/") if text else [""]
+
+
+def _words(name: str) -> list[str]:
+    """`"PosEmbed_0"` and `"pos_embed"` are both pos, embed."""
+    return [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)]
+
+
+def _is_kernel(path: tuple[Any, ...], leaf: jax.Array) -> bool:
+    *modules, name = _names(path)
+    if leaf.ndim < 2:
+        return False
+    if name == "kernel":
+        return True
+    words = _words(name)
+    if _NOT_KERNEL & set(words) or words[-1:] in (["token"], ["tokens"]):
+        return False
+    # An embedding table is a kernel, unless the module around it holds positions.
+    return not any(_POSITION & set(_words(module)) for module in modules)
+
+
+def kernels_only(params: PyTree) -> PyTree:
+    """Marks the leaves that weight decay is for: matrices, convolutions, embedding tables.
+
+    A leaf is a kernel when it has two dimensions or more and, unless it is called `kernel`, its
+    name is not that of a bias, a norm's scale, a class or mask token or a position embedding. The
+    rank alone would not do: position embeddings are `[1, T, D]`, attention biases `[heads, D]`.
+
+    Returns:
+      A tree like `params` of bool.
+    """
+    return jax.tree_util.tree_map_with_path(_is_kernel, params)
+
+
+def hidden_kernels(params: PyTree) -> PyTree:
+    """Marks the kernels between input and output, which are what Muon is for.
+
+    They are those of `kernels_only` whose path names no embedding, stem or head.
+    """
+
+    def is_hidden(path: tuple[Any, ...], leaf: jax.Array) -> bool:
+        words = {word for name in _names(path) for word in _words(name)}
+        return _is_kernel(path, leaf) and not words & _INPUT_OR_OUTPUT
+
+    return jax.tree_util.tree_map_with_path(is_hidden, params)
+
+
+# Optimisers -------------------------------------------------------------------------------------
+
+
+def sgd(
+    learning_rate: LearningRate,
+    momentum: Scalar = 0.0,
+    nesterov: bool = False,
+    *,
+    weight_decay: Scalar = 0.0,
+    decay_mask: Mask = kernels_only,
+    max_norm: Scalar | None = None,
+    accumulate: int = 1,
+) -> optax.GradientTransformation:
+    """Stochastic gradient descent, with the conventions of torch.
+
+    `g <- g + weight_decay * w`, then `m <- momentum * m + g` without a factor `1 - momentum`, then
+    `w <- w - learning_rate * m`, or `learning_rate * (g + momentum * m)` with Nesterov (Sutskever
+    et al., 2013). The decay passes through the momentum.
+
+    Args:
+      learning_rate: see the module.
+      momentum: in [0, 1).
+      nesterov: look ahead; needs momentum.
+      weight_decay: at least 0; the learning rate multiplies it.
+      decay_mask: which leaves decay: a function of the parameters, a tree of bool, or True for all.
+      max_norm: clip the gradient to this global norm, before the decay is added.
+      accumulate: gradients per update.
+
+    Raises:
+      InputError: a number out of its range.
+    """
+    _in_range("momentum", momentum, 0, below=1)
+    if nesterov and _is_zero(momentum):
+        raise InputError("nesterov=True needs momentum > 0, for example 0.9")
+    return _compose(
+        _decay(weight_decay, decay_mask),
+        optax.identity() if _is_zero(momentum) else optax.trace(momentum, nesterov),
+        _scale(learning_rate),
+        max_norm=max_norm,
+        accumulate=accumulate,
+    )
+
+
+def rmsprop(
+    learning_rate: LearningRate,
+    decay: Scalar = 0.9,
+    eps: Scalar = 1e-8,
+    *,
+    eps_in_sqrt: bool = False,
+    centered: bool = False,
+    momentum: Scalar = 0.0,
+    weight_decay: Scalar = 0.0,
+    decay_mask: Mask = kernels_only,
+    max_norm: Scalar | None = None,
+    accumulate: int = 1,
+) -> optax.GradientTransformation:
+    """RMSprop (Hinton, 2012): the gradient over the root of its mean square.
+
+    `v <- decay * v + (1 - decay) * g^2` from 0, then `g / (sqrt(v) + eps)`, then momentum, then the
+    learning rate: torch's order. torch's default `decay` (its `alpha`) is .99.
+
+    Args:
+      learning_rate: see the module.
+      decay: of the mean square, in [0, 1).
+      eps: added outside the root as torch does, or inside as optax and Mnih et al. (2015) do.
+      eps_in_sqrt: which of the two.
+      centered: subtract the squared mean from the mean square (Graves, 2013).
+      momentum: in [0, 1), on the scaled gradient.
+      weight_decay: at least 0; added to the gradient first, as in `sgd`.
+      decay_mask: see `sgd`.
+      max_norm: see `sgd`.
+      accumulate: see `sgd`.
+
+    Raises:
+      InputError: a number out of its range.
+    """
+    _in_range("decay", decay, 0, below=1)
+    _in_range("eps", eps, 0)
+    _in_range("momentum", momentum, 0, below=1)
+    by_root = optax.scale_by_stddev if centered else optax.scale_by_rms
+    return _compose(
+        _decay(weight_decay, decay_mask),
+        by_root(decay, eps, eps_in_sqrt=eps_in_sqrt),
+        optax.identity() if _is_zero(momentum) else optax.trace(momentum),
+        _scale(learning_rate),
+        max_norm=max_norm,
+        accumulate=accumulate,
+    )
+
+
+def adam(
+    learning_rate: LearningRate,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    *,
+    weight_decay: Scalar = 0.0,
+    decay_mask: Mask = kernels_only,
+    max_norm: Scalar | None = None,
+    accumulate: int = 1,
+) -> optax.GradientTransformation:
+    """Adam (Kingma and Ba, 2015, https://arxiv.org/abs/1412.6980, algorithm 1).
+
+    `weight_decay` is added to the gradient and rescaled with it, as torch's Adam does; see `adamw`
+    for the decay that is not.
+
+    Args:
+      learning_rate: see the module.
+      b1: decay of the mean, in [0, 1).
+      b2: decay of the mean square, in [0, 1).
+      eps: added outside the root.
+      weight_decay: at least 0.
+      decay_mask: see `sgd`.
+      max_norm: see `sgd`.
+      accumulate: see `sgd`.
+
+    Raises:
+      InputError: a number out of its range.
+    """
+    return _compose(
+        _decay(weight_decay, decay_mask),
+        _adam(b1, b2, eps),
+        _scale(learning_rate),
+        max_norm=max_norm,
+        accumulate=accumulate,
+    )
+
+
+def adamw(
+    learning_rate: LearningRate,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    *,
+    weight_decay: Scalar = 0.01,
+    decay_mask: Mask = kernels_only,
+    max_norm: Scalar | None = None,
+    accumulate: int = 1,
+) -> optax.GradientTransformation:
+    """Adam with decoupled weight decay (Loshchilov and Hutter, 2019).
+
+    `w <- w - learning_rate * (adam(g) + weight_decay * w)`, https://arxiv.org/abs/1711.05101,
+    algorithm 2 with the learning rate within the multiplier, as torch has it. The default decay is
+    torch's; optax's is 1e-4.
+
+    Args:
+      learning_rate: see the module.
+      b1: decay of the mean, in [0, 1).
+      b2: decay of the mean square, in [0, 1).
+      eps: added outside the root.
+      weight_decay: at least 0.
+      decay_mask: see `sgd`.
+      max_norm: see `sgd`.
+      accumulate: see `sgd`.
+
+    Raises:
+      InputError: a number out of its range.
+    """
+    return _compose(
+        _adam(b1, b2, eps),
+        _decay(weight_decay, decay_mask),
+        _scale(learning_rate),
+        max_norm=max_norm,
+        accumulate=accumulate,
+    )
+
+
+def lars(
+    learning_rate: LearningRate,
+    momentum: Scalar = 0.9,
+    *,
+    trust_coefficient: Scalar = 0.001,
+    trust_mask: Mask = kernels_only,
+    weight_decay: Scalar = 0.0,
+    decay_mask: Mask = kernels_only,
+    max_norm: Scalar | None = None,
+    accumulate: int = 1,
+) -> optax.GradientTransformation:
+    """Layer-wise adaptive rate scaling (You et al., 2017, https://arxiv.org/abs/1708.03888).
+
+    With `u = g + weight_decay * w`, each leaf of `trust_mask` is scaled to
+    `trust_coefficient * |w| / |u| * u` (by 1 where either norm is 0); then
+    `m <- momentum * m + learning_rate * u`, the learning rate within the momentum (algorithm 1),
+    and `w <- w - m`.
+
+    Args:
+      learning_rate: see the module.
+      momentum: in [0, 1).
+      trust_coefficient: positive; .001 in the paper.
+      trust_mask: which leaves are scaled so; by default not biases and norms, as SimCLR and BYOL
+        have it.
+      weight_decay: at least 0.
+      decay_mask: see `sgd`.
+      max_norm: see `sgd`.
+      accumulate: see `sgd`.
+
+    Raises:
+      InputError: a number out of its range.
+    """
+    _in_range("learning_rate", learning_rate, 0)
+    _in_range("momentum", momentum, 0, below=1)
+    _in_range("trust_coefficient", trust_coefficient, 0)
+    _in_range("weight_decay", weight_decay, 0)
+    return _compose(
+        optax.lars(
+            learning_rate,
+            weight_decay,
+            decay_mask,
+            trust_coefficient=trust_coefficient,
+            trust_ratio_mask=trust_mask,
+            momentum=momentum,
+        ),
+        max_norm=max_norm,
+        accumulate=accumulate,
+    )
+
+
+def muon(
+    learning_rate: LearningRate,
+    momentum: Scalar = 0.95,
+    *,
+    hidden: Callable[[PyTree], PyTree] = hidden_kernels,
+    adam_learning_rate: LearningRate | None = None,
+    weight_decay: Scalar = 0.0,
+    decay_mask: Mask = kernels_only,
+    max_norm: Scalar | None = None,
+    accumulate: int = 1,
+) -> optax.GradientTransformation:
+    """Muon (Jordan, 2024, https://kellerjordan.github.io/posts/muon) on hidden kernels.
+
+    The Nesterov momentum of each hidden kernel, seen as a matrix of inputs by outputs, is replaced
+    by a near-orthogonal one (five Newton-Schulz steps: singular values of about .7 to 1.2) times
+    `sqrt(max(1, outputs / inputs))`. A convolution `[h, w, in, out]` is the matrix
+    `[h * w * in, out]`. Embeddings, stem, head, biases and norms get `adamw`.
+
+    Args:
+      learning_rate: of the hidden kernels; see the module.
+      momentum: in [0, 1).
+      hidden: which leaves get Muon, as a tree of bool from the parameters. The default goes by
+        name, so a network whose first or last layer has no telling name needs its own.
+      adam_learning_rate: of the rest; None for the same.
+      weight_decay: at least 0, decoupled in both as in `adamw`.
+      decay_mask: see `sgd`.
+      max_norm: see `sgd`.
+      accumulate: see `sgd`.
+
+    Raises:
+      InputError: a number out of its range; at `init`, no leaf is hidden or one is no matrix.
+    """
+    _in_range("learning_rate", learning_rate, 0)
+    _in_range("momentum", momentum, 0, below=1)
+    _in_range("weight_decay", weight_decay, 0)
+
+    def labels(params: PyTree) -> PyTree:
+        marks = hidden(params)
+        if not any(jax.tree.leaves(marks)):
+            raise InputError("muon finds no hidden kernel in these parameters; see its `hidden`")
+        return jax.tree.map(lambda mark: "muon" if mark else "adamw", marks)
+
+    matrices = optax.contrib.muon(
+        learning_rate,
+        beta=momentum,
+        weight_decay=weight_decay,
+        weight_decay_mask=decay_mask,
+        muon_weight_dimension_numbers=_matrix_dimensions,
+    )
+    rest = adamw(
+        learning_rate if adam_learning_rate is None else adam_learning_rate,
+        weight_decay=weight_decay,
+        decay_mask=decay_mask,
+    )
+    return _compose(
+        optax.multi_transform({"muon": matrices, "adamw": rest}, labels),
+        max_norm=max_norm,
+        accumulate=accumulate,
+    )
+
+
+def _matrix_dimensions(params: PyTree) -> PyTree:
+    """Which dimensions of each kernel are inputs and which outputs."""
+
+    def split(path: tuple[Any, ...], leaf: jax.Array) -> optax.contrib.MuonDimensionNumbers:
+        names = _names(path)
+        if leaf.ndim < 2:
+            raise InputError(f"muon needs matrices; '{'/'.join(names)}' has shape {leaf.shape}")
+        # Flax's attention projects [D] to [heads, D / heads]; every other kernel has one output.
+        inputs = 1 if {"query", "key", "value"} & set(names) else leaf.ndim - 1
+        axes = tuple(range(leaf.ndim))
+        return optax.contrib.MuonDimensionNumbers(axes[:inputs], axes[inputs:])
+
+    return jax.tree_util.tree_map_with_path(split, params)
+
+
+def freeze() -> optax.GradientTransformation:
+    """Leaves parameters as they are; for use in `by_path`."""
+    return _FROZEN
+
+
+_FROZEN = optax.set_to_zero()
+
+
+def by_path(
+    rules: Mapping[str, optax.GradientTransformation],
+    default: optax.GradientTransformation,
+    *,
+    max_norm: Scalar | None = None,
+    accumulate: int = 1,
+) -> optax.GradientTransformation:
+    """Gives each parameter the optimiser of the first pattern that its path contains.
+
+    ```
+    by_path(
+        {"whiten/kernel": freeze(), "BatchNorm_[0-9]+/bias": sgd(64 * rate, 0.85, nesterov=True)},
+        default=sgd(rate, 0.85, nesterov=True),
+    )
+    ```
+
+    A group that is trained for the first k updates only has a schedule that ends in 0, for instance
+    `optax.join_schedules([schedule, constant(0.0)], [k])`.
+
+    Args:
+      rules: from regular expressions, searched for in paths such as `backbone/Conv_0/kernel`, to
+        optimisers.
+      default: for the parameters that no pattern matches.
+      max_norm: clip to this global norm over all groups but the frozen ones; `max_norm` of a
+        group's own optimiser would see that group alone.
+      accumulate: gradients per update, of all groups.
+
+    Raises:
+      InputError: a pattern that is no regular expression; at `init`, one that matches no path.
+    """
+    patterns = {}
+    for pattern in rules:
+        try:
+            patterns[pattern] = re.compile(pattern)
+        except re.error as error:
+            raise InputError(f"'{pattern}' is not a regular expression: {error}") from error
+
+    def labels(params: PyTree) -> PyTree:
+        unused = set(patterns)
+
+        def label(path: tuple[Any, ...], _: Any) -> str:
+            name = "/".join(_names(path))
+            found = [text for text, pattern in patterns.items() if pattern.search(name)]
+            unused.difference_update(found)
+            # Patterns are prefixed so that none can be mistaken for the default.
+            return f"path {found[0]}" if found else "default"
+
+        tree = jax.tree_util.tree_map_with_path(label, params)
+        if unused:
+            leaves = jax.tree_util.tree_leaves_with_path(params)
+            some = ", ".join("/".join(_names(path)) for path, _ in leaves[:8])
+            raise InputError(
+                f"the pattern '{min(unused)}' matches no parameter; the first paths are {some}"
+            )
+        return tree
+
+    optimizers = {f"path {text}": optimizer for text, optimizer in rules.items()}
+    optimizers["default"] = default
+
+    def frozen(params: PyTree) -> PyTree:
+        return jax.tree.map(lambda text: optimizers[text] is _FROZEN, labels(params))
+
+    return _compose(
+        optax.multi_transform(optimizers, labels),
+        max_norm=max_norm,
+        accumulate=accumulate,
+        frozen=frozen,
+    )
+
+
+def _compose(
+    *steps: optax.GradientTransformation,
+    max_norm: Scalar | None,
+    accumulate: int,
+    frozen: Callable[[PyTree], PyTree] | None = None,
+) -> optax.GradientTransformation:
+    """Accumulation around clipping around the optimiser."""
+    if not isinstance(accumulate, int | np.integer) or accumulate < 1:
+        raise InputError(f"accumulate must be a whole number of at least 1, not {accumulate}")
+    clip = []
+    if max_norm is not None:
+        _in_range("max_norm", max_norm, 0, above=0)
+        clip = [optax.masked(_FROZEN, frozen)] if frozen is not None else []
+        clip.append(optax.clip_by_global_norm(max_norm))
+    optimizer = optax.chain(*clip, *steps)
+    if accumulate == 1:
+        return optimizer
+    return optax.MultiSteps(optimizer, int(accumulate)).gradient_transformation()
+
+
+def _adam(b1: Scalar, b2: Scalar, eps: Scalar) -> optax.GradientTransformation:
+    _in_range("b1", b1, 0, below=1)
+    _in_range("b2", b2, 0, below=1)
+    _in_range("eps", eps, 0)
+    return optax.scale_by_adam(b1, b2, eps)
+
+
+def _decay(weight_decay: Scalar, mask: Mask) -> optax.GradientTransformation:
+    _in_range("weight_decay", weight_decay, 0)
+    if _is_zero(weight_decay):
+        return optax.identity()  # which, unlike a decay of 0, needs no parameters
+    return optax.add_decayed_weights(weight_decay, mask)
+
+
+def _scale(learning_rate: LearningRate) -> optax.GradientTransformation:
+    _in_range("learning_rate", learning_rate, 0)
+    return optax.scale_by_learning_rate(learning_rate)
+
+
+# Schedules --------------------------------------------------------------------------------------
+
+
+def constant(value: Scalar) -> Schedule:
+    """`value` at every step."""
+    _in_range("value", value, 0)
+    return optax.constant_schedule(value)
+
+
+def warmup_cosine(
+    peak: Scalar,
+    steps: int,
+    *,
+    warmup_steps: int = 0,
+    end: Scalar = 0.0,
+) -> Schedule:
+    """Linear from 0 to `peak`, then half a cosine down to `end` (Loshchilov and Hutter, 2017).
+
+    With a warm-up the very first update has rate 0 and changes nothing.
+
+    Args:
+      peak: the highest rate; may be traced.
+      steps: updates in all, the warm-up among them; `end` is reached at this step and kept.
+      warmup_steps: updates before `peak`.
+      end: the last rate, itself and not a fraction.
+
+    Raises:
+      InputError: a rate below 0, or not `0 <= warmup_steps < steps`.
+    """
+    _check_warmup(peak, end, steps, warmup_steps)
+    # optax's own composition of the two cannot take a traced peak.
+    shape = optax.cosine_decay_schedule(1.0, steps - warmup_steps)
+    return _warm_up(peak, warmup_steps, lambda step: end + (peak - end) * shape(step))
+
+
+def warmup_linear(
+    peak: Scalar,
+    steps: int,
+    *,
+    warmup_steps: int = 0,
+    end: Scalar = 0.0,
+) -> Schedule:
+    """Linear from 0 to `peak`, then linear down to `end`; arguments as for `warmup_cosine`."""
+    _check_warmup(peak, end, steps, warmup_steps)
+    return _warm_up(peak, warmup_steps, optax.linear_schedule(peak, end, steps - warmup_steps))
+
+
+def one_cycle(
+    peak: Scalar,
+    steps: int,
+    *,
+    start: Scalar = 0.0,
+    end: Scalar = 0.0,
+    peak_at: float = 0.5,
+) -> Schedule:
+    """A triangle: linear from `start` up to `peak`, then linear down to `end` (Smith, 2017).
+
+    airbench's is `one_cycle(peak, steps, start=.2 * peak, end=.07 * peak, peak_at=.23)`.
+
+    Args:
+      peak: the highest rate; may be traced, as may `start` and `end`.
+      steps: updates in all; `end` is reached at this step and kept.
+      start: the first rate.
+      end: the last rate.
+      peak_at: where the peak lies, as a fraction of `steps` in (0, 1), rounded to a step.
+
+    Raises:
+      InputError: a rate below 0, or no step left before or after the peak.
+    """
+    for name, value in (("peak", peak), ("start", start), ("end", end)):
+        _in_range(name, value, 0)
+    _check_steps(steps)
+    top = round(peak_at * steps)
+    if not 0 < top < steps:
+        raise InputError(
+            f"peak_at={peak_at} puts the peak at step {top} of {steps}; it must lie within"
+        )
+    return optax.join_schedules(
+        [optax.linear_schedule(start, peak, top), optax.linear_schedule(peak, end, steps - top)],
+        [top],
+    )
+
+
+def step_decay(
+    value: Scalar, boundaries: tuple[int, ...] | list[int], factor: float = 0.1
+) -> Schedule:
+    """`value`, multiplied by `factor` from each boundary on.
+
+    Args:
+      value: the first rate; may be traced.
+      boundaries: steps, increasing.
+      factor: positive.
+
+    Raises:
+      InputError: a rate or factor out of range, or boundaries that do not increase.
+    """
+    _in_range("value", value, 0)
+    _in_range("factor", factor, 0, above=0)
+    steps = [0, *boundaries]
+    if any(not isinstance(step, int | np.integer) for step in steps) or sorted(set(steps)) != steps:
+        raise InputError(f"boundaries must be increasing steps above 0, not {list(boundaries)}")
+    return optax.piecewise_constant_schedule(value, dict.fromkeys(boundaries, factor))
+
+
+def cosine_arc(value: Scalar, steps: int, arc: float = 7 / 16) -> Schedule:
+    """`value * cos(arc * pi * step / steps)`; FixMatch's schedule by default.
+
+    Sohn et al., 2020 (https://arxiv.org/abs/2001.07685), section 2.3: the rate ends at .195 of its
+    start.
+
+    Raises:
+      InputError: a rate below 0, fewer than one step, or an arc outside (0, 1/2].
+    """
+    _in_range("value", value, 0)
+    _in_range("arc", arc, 0, above=0, below=0.5 + 1e-9)
+    _check_steps(steps)
+    return lambda step: value * jnp.cos(arc * jnp.pi * jnp.minimum(step / steps, 1.0))
+
+
+def _warm_up(peak: Scalar, steps: int, then: Schedule) -> Schedule:
+    if steps == 0:
+        return then
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, steps), then], [steps])
+
+
+def _check_warmup(peak: Scalar, end: Scalar, steps: int, warmup_steps: int) -> None:
+    _in_range("peak", peak, 0)
+    _in_range("end", end, 0)
+    _check_steps(steps)
+    if not isinstance(warmup_steps, int | np.integer) or not 0 <= warmup_steps < steps:
+        raise InputError(
+            f"warmup_steps must be a whole number from 0 to steps - 1 = {steps - 1}, "
+            f"not {warmup_steps}"
+        )
+
+
+def _check_steps(steps: int) -> None:
+    if not isinstance(steps, int | np.integer) or steps < 1:
+        raise InputError(f"steps must be a whole number of at least 1, not {steps}")
+
+
+def _is_zero(value: Scalar) -> bool:
+    """Whether `value` is known to be 0; a traced one is not."""
+    return not isinstance(value, jax.core.Tracer) and float(value) == 0
+
+
+def _in_range(
+    name: str,
+    value: Any,
+    least: float,
+    *,
+    above: float | None = None,
+    below: float | None = None,
+) -> None:
+    """Checks a number that is known; a traced one or a schedule passes."""
+    if callable(value):
+        return
+    if np.ndim(value) != 0:
+        raise InputError(f"{name} must be one number, not an array of shape {np.shape(value)}")
+    if isinstance(value, jax.core.Tracer):
+        return
+    number = float(value)
+    fits = np.isfinite(number) and number >= least
+    fits = fits and (above is None or number > above) and (below is None or number < below)
+    if not fits:
+        bounds = f"above {above}" if above is not None else f"at least {least}"
+        bounds += f" and below {below}" if below is not None else ""
+        raise InputError(f"{name} must be {bounds}, not {value}")

@@ -1,0 +1,657 @@
+"""The run directory: what a run was asked to do, what it measured, and what came of it."""
+
+import contextlib
+import csv
+import fcntl
+import hashlib
+import importlib.metadata
+import io
+import json
+import logging
+import math
+import os
+import platform
+import subprocess
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import jax
+import numpy as np
+
+from paradigms.core.errors import InputError
+from paradigms.core.state import PyTree
+
+Json = Any
+
+_LOCK = "lock"
+_CONFIG = "config.json"
+_METRICS = "metrics.csv"
+_SUMMARY = "summary.json"
+_COLUMNS = "run,step,name,value\n"
+_WRITING = ".writing"
+
+# Where files lie does not change what a run computes.
+_PATHS = ("data_dir", "run_dir")
+
+
+class Curve(NamedTuple):
+    """One metric over a run.
+
+    Attributes:
+      steps: int64 `[S]`, ascending.
+      values: float64 `[R, S]`, one row per independent run (seed); NaN where a run has no value.
+    """
+
+    steps: np.ndarray
+    values: np.ndarray
+
+
+class Run:
+    """A run directory, held by this process alone until it is closed or the process ends.
+
+    It holds `config.json`, `metrics.csv` (run, step, name, value), `summary.json` once the run has
+    finished, and whatever the caller puts beside them. Made by `Run.open`; a context manager.
+
+    Attributes:
+      directory: where the run lives, absolute.
+      resumed: whether the directory already held this run when it was opened.
+    """
+
+    def __init__(self, directory: Path, lock: int, resumed: bool) -> None:
+        self.directory = directory
+        self.resumed = resumed
+        self._lock = lock
+        self._metrics: int | None = None
+
+    @classmethod
+    def open(
+        cls,
+        directory: Path | str,
+        config: Mapping[str, Json],
+        *,
+        resume: bool = True,
+        ignored: Collection[str] = (),
+    ) -> Self:
+        """Begins a run, or takes up an earlier one with the same configuration.
+
+        Args:
+          directory: made if missing.
+          config: what the run was asked to do, as values that JSON knows.
+          resume: whether to take up a run that is already there.
+          ignored: fields at the top of `config` that do not change results and so may differ from
+            the earlier run's; `data_dir` and `run_dir` always are.
+
+        Raises:
+          InputError: another process holds the directory, it holds a run of another configuration,
+            it holds something else, it is not a directory, or it cannot be written to. Nothing in
+            it has been changed.
+        """
+        directory = Path(directory).absolute()
+        text = _dump(config, "the configuration")
+        with _explained(f"cannot use the run directory {directory}"):
+            directory.mkdir(parents=True, exist_ok=True)
+            config_file = directory / _CONFIG
+            strangers = {entry.name for entry in directory.iterdir()} - {_LOCK, _CONFIG + _WRITING}
+            if strangers and not config_file.exists():
+                raise InputError(
+                    f"{directory} is not a run directory: it holds {min(strangers)!r} but no "
+                    f"{_CONFIG}; give an empty or a new directory"
+                )
+            lock = _acquire(directory / _LOCK)
+        try:
+            with _explained(f"cannot use the run directory {directory}"):
+                resumed = config_file.exists()
+                if resumed and not resume:
+                    raise InputError(f"{directory} already holds a run: give a new directory")
+                if resumed:
+                    _check_same(directory, json.loads(text), {*_PATHS, *ignored})
+                else:
+                    _write_whole(config_file, text)
+        except BaseException:
+            os.close(lock)
+            raise
+        return cls(directory, lock, resumed)
+
+    def close(self) -> None:
+        """Lets another process have the directory."""
+        if self._metrics is not None:
+            os.close(self._metrics)
+            self._metrics = None
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def log(self, step: int, values: Mapping[str, float | Sequence[float]]) -> None:
+        """Appends to `metrics.csv`: one row for a number, one per run for a sequence of them.
+
+        All rows of a call are written at once or not at all, before it returns. Values are written
+        so that they read back exactly.
+
+        Raises:
+          InputError: the disk is full or cannot be written to.
+        """
+        table = io.StringIO()
+        writer = csv.writer(table, lineterminator="\n")
+        for name, value in values.items():
+            for run, number in enumerate(np.atleast_1d(np.asarray(value, np.float64)).tolist()):
+                writer.writerow((run, step, name, repr(number)))
+        path = self.directory / _METRICS
+        with _explained(f"cannot write {path}"):
+            if self._metrics is None:
+                self._metrics = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+            before = os.fstat(self._metrics).st_size
+            rows = (table.getvalue() if before else _COLUMNS + table.getvalue()).encode()
+            try:
+                while rows:
+                    rows = rows[os.write(self._metrics, rows) :]
+            except OSError:
+                os.ftruncate(self._metrics, before)
+                raise
+
+    def rewind(self, step: int) -> None:
+        """Drops the rows of later steps, and a last row that was cut off.
+
+        A run that resumes calls this first, with the step of the checkpoint, or with -1 where there
+        is none. Its metrics then end up equal, byte for byte, to those of a run that was never
+        interrupted, if the rows of a step are logged before the checkpoint of that step is saved.
+
+        Raises:
+          InputError: the file cannot be read or written.
+        """
+        path = self.directory / _METRICS
+        with _explained(f"cannot rewind {path}"):
+            if not path.exists():
+                return
+            kept = io.StringIO()
+            writer = csv.writer(kept, lineterminator="\n")
+            writer.writerows(row for row in _rows(path) if row[1] <= step)
+            if self._metrics is not None:
+                os.close(self._metrics)
+                self._metrics = None
+            if kept.getvalue():
+                _write_whole(path, _COLUMNS + kept.getvalue())
+            else:
+                path.unlink()
+
+    def read_metrics(self) -> dict[str, Curve]:
+        """All metrics logged so far, by name."""
+        return read_metrics(self.directory)
+
+    @property
+    def finished(self) -> bool:
+        """Whether `finish` has been called, in this process or an earlier one."""
+        return (self.directory / _SUMMARY).exists()
+
+    def finish(self, summary: Mapping[str, Json]) -> None:
+        """Writes `summary.json`, which marks the run as finished.
+
+        Raises:
+          InputError: it holds what JSON does not know (NaN too), or cannot be written.
+        """
+        text = _dump(summary, "the summary")
+        with _explained(f"cannot write {self.directory / _SUMMARY}"):
+            _write_whole(self.directory / _SUMMARY, text)
+
+    def summary(self) -> dict[str, Json]:
+        """The summary of a finished run.
+
+        Raises:
+          InputError: the run has not finished.
+        """
+        return read_summary(self.directory)
+
+
+def read_config(directory: Path | str) -> dict[str, Json]:
+    """The configuration of the run in `directory`, which another process may hold.
+
+    Raises:
+      InputError: it is not a run directory.
+    """
+    return _load(Path(directory) / _CONFIG, f"{directory} is not a run directory")
+
+
+def read_summary(directory: Path | str) -> dict[str, Json]:
+    """The summary of the finished run in `directory`.
+
+    Raises:
+      InputError: it is not a run directory, or the run has not finished.
+    """
+    return _load(Path(directory) / _SUMMARY, f"{directory} holds no finished run")
+
+
+def read_metrics(directory: Path | str) -> dict[str, Curve]:
+    """The metrics of the run in `directory`, by name, in the order of their first appearance.
+
+    Raises:
+      InputError: the file cannot be read.
+    """
+    path = Path(directory) / _METRICS
+    found: dict[str, dict[tuple[int, int], float]] = {}
+    with _explained(f"cannot read {path}"):
+        for run, step, name, written in _rows(path) if path.exists() else ():
+            found.setdefault(name, {})[run, step] = float(written)
+    curves = {}
+    for name, values in found.items():
+        steps = np.array(sorted({step for _, step in values}), np.int64)
+        column = {step: index for index, step in enumerate(steps.tolist())}
+        table = np.full((1 + max(run for run, _ in values), len(steps)), np.nan)
+        for (run, step), value in values.items():
+            table[run, column[step]] = value
+        curves[name] = Curve(steps, table)
+    return curves
+
+
+def summarise(values: Mapping[str, Sequence[float]]) -> dict[str, dict[str, Json]]:
+    """Mean and 95 % interval over seeds, by metric name, as JSON.
+
+    The interval is Student's: mean ± t(0.975, n - 1) · s / √n. It speaks of the mean over seeds,
+    not of one seed's value.
+
+    Args:
+      values: by metric name, one number per run.
+
+    Returns:
+      By name, `{"mean": m, "interval": [low, high], "values": [...]}`. The interval is None for one
+      run. A number that is not finite becomes None, and so do mean and interval then.
+    """
+    from scipy.special import stdtrit
+
+    summary = {}
+    for name, numbers in values.items():
+        array = np.asarray(numbers, np.float64)
+        runs = array.size
+        finite = runs > 0 and bool(np.isfinite(array).all())
+        mean = float(array.mean()) if finite else None
+        interval = None
+        if finite and runs > 1:
+            half = float(stdtrit(runs - 1, 0.975) * array.std(ddof=1) / math.sqrt(runs))
+            interval = [float(array.mean()) - half, float(array.mean()) + half]
+        listed = [number if math.isfinite(number) else None for number in array.tolist()]
+        summary[name] = {"mean": mean, "interval": interval, "values": listed}
+    return summary
+
+
+def state_sha256(state: PyTree) -> str:
+    """A fingerprint of every array of a state: its path, dtype, shape and bytes.
+
+    Equal for equal states wherever they live and however they are sharded; typed keys count by
+    their key data. Hexadecimal.
+    """
+    return _sha256(_host_leaves(state))
+
+
+def state_sha256_per_run(state: PyTree, runs: int) -> list[str]:
+    """The fingerprint of each run in a state that stacks `runs` of them on axis 0 of every leaf.
+
+    Entry `i` equals `state_sha256` of the state that run `i` has alone.
+    """
+    leaves = list(_host_leaves(state))
+    return [
+        _sha256((path, dtype, array[run], shape[1:]) for path, dtype, array, shape in leaves)
+        for run in range(runs)
+    ]
+
+
+def environment() -> dict[str, Json]:
+    """What a result depends on besides its configuration: versions, device, commit.
+
+    `commit` is None where the source is not a git checkout; `dirty` tells whether its code differs
+    from the commit. No name of a machine or path is in it.
+    """
+    packages = ("jax", "jaxlib", "flax", "optax", "numpy", "paradigms")
+    device = jax.devices()[0]
+    commit, dirty = _commit()
+    return {
+        "python": platform.python_version(),
+        **{package: _version(package) for package in packages},
+        "platform": device.platform,
+        "device": device.device_kind,
+        "device_count": jax.device_count(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu_count": os.cpu_count(),
+        "commit": commit,
+        "dirty": dirty,
+    }
+
+
+def draw_curves(metrics: Mapping[str, Curve], path: Path) -> None:
+    """Draws all metrics into one picture: the mean over runs, in a band from lowest to highest.
+
+    `train/accuracy` and `test/accuracy` share the panel "accuracy"; any other name has a panel of
+    its own. Long curves are averaged over neighbouring steps. Without matplotlib nothing is drawn,
+    and a line in the log says so.
+
+    Args:
+      metrics: by name, as `read_metrics` gives them.
+      path: of the PNG file.
+
+    Raises:
+      InputError: the file cannot be written.
+    """
+    panels: dict[str, dict[str, Curve]] = {}
+    for name, curve in metrics.items():
+        stage, _, rest = name.partition("/")
+        title, stage = (rest, stage) if rest and stage in _STAGE_COLOURS else (name, "")
+        panels.setdefault(title, {})[stage] = curve
+    if not panels:
+        return
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    # Inches: a strip of fixed height on top is for the legend.
+    width, height, strip = 3.6 * columns, 2.5 * rows, 0.45
+    figure = _figure((width, height + strip), "curves")
+    if figure is None:
+        return
+    runs = max(len(curve.values) for curve in metrics.values())
+    figure.get_layout_engine().set(rect=(0, 0, 1, height / (height + strip)), hspace=0.06)
+    legend = {}
+    axes = None
+    for index, (title, curves) in enumerate(panels.items()):
+        axes = figure.add_subplot(rows, columns, index + 1, sharex=axes)
+        for stage, curve in curves.items():
+            steps, mean, low, high = _band(curve)
+            colour = _STAGE_COLOURS[stage]
+            dot = "o" if len(steps) == 1 else None
+            (line,) = axes.plot(steps, mean, color=colour, linewidth=1.6, marker=dot)
+            axes.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
+            if stage:
+                legend[stage] = line
+        last_stage = list(curves)[-1]
+        last = np.ma.masked_invalid(curves[last_stage].values).mean(0)[-1]
+        colour = _STAGE_COLOURS[last_stage]
+        axes.set_title(title, loc="left", fontsize=10, fontweight="bold")
+        axes.set_title(f"{last:.4g}", loc="right", fontsize=9, color=colour)
+        if _wants_log_scale(title, curves.values()):
+            axes.set_yscale("log")
+        axes.grid(True, color="#e6e6e6", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=8, color="#999999")
+        axes.xaxis.set_major_formatter(_thousands)
+        if index + columns >= len(panels):
+            axes.set_xlabel("update", fontsize=8)
+    what = f"mean and range of {runs} runs" if runs > 1 else "one run"
+    top = 1 - 0.4 * strip / (height + strip)
+    figure.text(0.01, top, what, fontsize=8, color="#666666", va="center")
+    if legend:
+        figure.legend(
+            list(legend.values()),
+            list(legend),
+            loc="upper right",
+            ncols=len(legend),
+            frameon=False,
+            fontsize=9,
+        )
+    _save_figure(figure, path)
+
+
+def draw_confusion(matrix: np.ndarray, class_names: Sequence[str], path: Path) -> None:
+    """Draws a confusion matrix, each row divided by its sum, in per cent where it fits.
+
+    The colour goes with the square root of the share, so that rare confusions can be seen. Without
+    matplotlib nothing is drawn, and a line in the log says so.
+
+    Args:
+      matrix: `[K, K]` counts, true class by predicted class.
+      class_names: `K` names.
+      path: of the PNG file.
+
+    Raises:
+      InputError: the names do not fit the matrix, or the file cannot be written.
+    """
+    matrix = np.asarray(matrix, np.float64)
+    classes = len(class_names)
+    if matrix.shape != (classes, classes):
+        raise InputError(
+            f"a confusion matrix of {classes} classes has shape {(classes, classes)}, "
+            f"not {matrix.shape}"
+        )
+    labelled = classes <= 20
+    side = 2.2 + (0.42 * classes if labelled else 5.0)
+    figure = _figure((side, side), "confusion matrix")
+    if figure is None:
+        return
+    sums = matrix.sum(1, keepdims=True)
+    shares = matrix / np.where(sums > 0, sums, 1)
+    axes = figure.add_subplot()
+    axes.imshow(np.sqrt(shares), cmap="Blues", vmin=0, vmax=1)
+    accuracy = np.trace(matrix) / max(matrix.sum(), 1)
+    axes.set_title(f"{accuracy:.2%} of {matrix.sum():,.0f} right", fontsize=10, fontweight="bold")
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    axes.tick_params(length=0, labelsize=9)
+    axes.spines[:].set_visible(False)
+    if labelled:
+        long = max(map(len, class_names)) > 2
+        axes.set_xticks(range(classes), class_names, rotation=90 if long else 0)
+        axes.set_yticks(range(classes), class_names)
+        for true, predicted in zip(*np.nonzero(matrix), strict=True):
+            share = shares[true, predicted]
+            axes.text(
+                predicted,
+                true,
+                _per_cent(share),
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="white" if share > 0.3 else "#333333",
+            )
+        figure.text(0.99, 0.01, "per cent of each row", fontsize=7, color="#666666", ha="right")
+    _save_figure(figure, path)
+
+
+# Blue for what is trained on, warm colours for what is held out; all told apart by colour-blind
+# readers. A metric that belongs to no stage is drawn in grey.
+_STAGE_COLOURS = {
+    "train": "#4477aa",
+    "validation": "#ee7733",
+    "test": "#aa3377",
+    "evaluation": "#ee7733",
+    "": "#555555",
+}
+_LOG_SCALE = ("loss", "nll", "norm", "perplexity")
+_MOST_POINTS = 200
+
+
+def _figure(size: tuple[float, float], what: str) -> Any:
+    """An empty figure outside pyplot, which would keep it alive and may want a screen."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        logging.getLogger(__name__).warning("the %s is not drawn: matplotlib is missing", what)
+        return None
+    return Figure(figsize=size, dpi=150, layout="constrained", facecolor="white")
+
+
+def _save_figure(figure: Any, path: Path) -> None:
+    writing = path.with_name(path.name + _WRITING)
+    with _explained(f"cannot write {path}"):
+        figure.savefig(writing, format="png")
+        writing.replace(path)
+
+
+def _band(curve: Curve) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Steps, and mean, lowest and highest value over runs, of a curve short enough to read."""
+    bins = min(len(curve.steps), _MOST_POINTS)
+    parts = np.array_split(np.arange(len(curve.steps)), bins)
+    valid = np.ma.masked_invalid(curve.values)
+    values = np.ma.stack([valid[:, part].mean(1) for part in parts], axis=1)
+    steps = np.array([curve.steps[part].mean() for part in parts])
+    return (
+        steps,
+        values.mean(0).filled(np.nan),
+        values.min(0).filled(np.nan),
+        values.max(0).filled(np.nan),
+    )
+
+
+def _wants_log_scale(title: str, curves: Iterable[Curve]) -> bool:
+    values = np.concatenate([curve.values.ravel() for curve in curves])
+    values = values[np.isfinite(values)]
+    positive = values.size > 0 and values.min() > 0
+    return positive and values.max() > 30 * values.min() and any(w in title for w in _LOG_SCALE)
+
+
+def _per_cent(share: float) -> str:
+    """A share in whole per cent that says 0 or 100 only of none and all."""
+    if 0 < share < 0.005:
+        return "<1"
+    return ">99" if 0.995 <= share < 1 else f"{100 * share:.0f}"
+
+
+def _thousands(step: float, position: int | None = None) -> str:
+    return f"{step / 1000:g}k" if abs(step) >= 1000 else f"{step:g}"
+
+
+@contextlib.contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Turns an error of the operating system into one line that begins with `what`."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{what}: {error.strerror or error}") from error
+
+
+def _acquire(path: Path) -> int:
+    """Locks a file and writes our process id into it; the kernel unlocks it when we end."""
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.read(lock, 32).decode().strip() or "unknown"
+        os.close(lock)
+        raise InputError(
+            f"{path.parent} is in use by process {holder}: wait for it, stop it, or give another "
+            "run directory"
+        ) from None
+    except OSError:
+        os.close(lock)
+        raise
+    os.ftruncate(lock, 0)
+    os.write(lock, f"{os.getpid()}\n".encode())
+    return lock
+
+
+def _check_same(directory: Path, config: Mapping[str, Json], ignored: Collection[str]) -> None:
+    def compared(fields: Mapping[str, Json]) -> dict[str, Json]:
+        return dict(_flat({name: fields[name] for name in fields if name not in ignored}))
+
+    before, now = compared(read_config(directory)), compared(config)
+    differing = [
+        f"{name} was {_shown(before, name)}, now {_shown(now, name)}"
+        for name in [*before, *(name for name in now if name not in before)]
+        if name not in before or name not in now or before[name] != now[name]
+    ]
+    if differing:
+        raise InputError(
+            f"{directory} holds a run of another configuration: {'; '.join(differing)}; "
+            "give the same configuration to resume it, or another run directory"
+        )
+
+
+def _flat(value: Json, prefix: str = "") -> Iterable[tuple[str, Json]]:
+    if isinstance(value, dict) and value:
+        for name, inner in value.items():
+            yield from _flat(inner, f"{prefix}.{name}" if prefix else name)
+    else:
+        yield prefix, value
+
+
+def _shown(fields: Mapping[str, Json], name: str) -> str:
+    return json.dumps(fields[name]) if name in fields else "absent"
+
+
+def _dump(value: Json, what: str) -> str:
+    try:
+        return json.dumps(value, indent=2, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{what} cannot be written as JSON: {error}") from error
+
+
+def _load(path: Path, missing: str) -> dict[str, Json]:
+    with _explained(f"cannot read {path}"):
+        try:
+            return json.loads(path.read_text())
+        except (FileNotFoundError, NotADirectoryError):
+            raise InputError(f"{missing}: there is no {path}") from None
+        except ValueError as error:
+            raise InputError(f"{path} is damaged: {error}") from error
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Writes a file so that it is never seen half written, even after a power cut."""
+    writing = path.with_name(path.name + _WRITING)
+    try:
+        with writing.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        writing.replace(path)
+    except OSError:
+        writing.unlink(missing_ok=True)
+        raise
+
+
+def _rows(path: Path) -> Iterator[tuple[int, int, str, str]]:
+    """The rows of a metrics file without its header and without a last line that was cut off."""
+    text = path.read_text()
+    whole = csv.reader(io.StringIO(text[: text.rfind("\n") + 1]))
+    next(whole, None)
+    try:
+        for run, step, name, value in whole:
+            yield int(run), int(step), name, value
+    except ValueError as error:
+        raise InputError(f"{path} is damaged in line {whole.line_num}: {error}") from error
+
+
+def _host_leaves(state: PyTree) -> Iterable[tuple[str, str, np.ndarray, tuple[int, ...]]]:
+    """Path, dtype, host array and shape of each leaf; the array of keys has one axis more."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
+    for path, leaf in leaves:
+        array = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+        is_key = jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key)
+        data = np.asarray(jax.random.key_data(array) if is_key else array)
+        yield jax.tree_util.keystr(path), str(array.dtype), data, array.shape
+
+
+def _sha256(leaves: Iterable[tuple[str, str, np.ndarray, tuple[int, ...]]]) -> str:
+    digest = hashlib.sha256()
+    for path, dtype, array, shape in leaves:
+        digest.update(f"{path} {dtype} {list(shape)}\n".encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> tuple[str | None, bool | None]:
+    """The commit of this source tree, if git tracks this very file there."""
+    here = Path(__file__)
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(here.parents[2]), *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", str(here))
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", "*.py", "*.toml"))
+    except (OSError, subprocess.CalledProcessError):
+        return None, None

@@ -1,0 +1,312 @@
+"""Transformations of learners: from a learner to a learner, and nothing in between.
+
+They compose. `repeated(seeded(resident(learner, 128), method="vmap"), 100)` trains several seeds at
+once, each drawing its own minibatches from one data set on the device, a hundred updates to a
+dispatch. Transformations that add an axis to the state (`seeded`, `swept`) go outside those that
+read the state (`resident`, `averaged`, `lookahead`), and `repeated` or `chunked` goes outermost, so
+that metrics come back with the updates on their first axis.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from paradigms.core.ema import ema
+from paradigms.core.errors import InputError
+from paradigms.core.learner import Batch, Learner, Metrics
+from paradigms.core.mesh import constrain_batch
+from paradigms.core.sampling import batch_indices, data_key
+from paradigms.core.state import PyTree, TrainState
+
+Method = Literal["vmap", "map", "unroll"]
+
+
+def repeated(learner: Learner, n: int, *, unroll: bool | None = None) -> Learner:
+    """`n` updates in one call, all with the same argument: resident data, or a simulated world.
+
+    Args:
+      learner: its `update` is called `n` times.
+      n: number of updates, at least 1.
+      unroll: whether the loop is written out. By default it is where loops are slow: see
+        `loops_are_slow`.
+
+    Returns:
+      A learner whose metrics carry a leading axis `[n]`.
+    """
+    if n < 1:
+        raise InputError(f"repeated(n={n}): expected at least one update per call")
+
+    def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        return _loop(lambda state, _: learner.update(state, batch), state, None, n, unroll)
+
+    return learner._replace(update=update)
+
+
+def chunked(learner: Learner, *, unroll: bool | None = None) -> Learner:
+    """One update for each of the batches stacked on the first axis `[n, B, ...]` of its argument.
+
+    `init` takes stacked batches too. `unroll` is as in `repeated`.
+    """
+
+    def init(key: jax.Array, batches: Batch) -> TrainState:
+        return learner.init(key, jax.tree.map(lambda leaf: leaf[0], batches))
+
+    def update(state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
+        n = jax.tree.leaves(batches)[0].shape[0]
+        return _loop(learner.update, state, batches, n, unroll)
+
+    return learner._replace(init=init, update=update)
+
+
+def resident(learner: Learner, batch_size: int) -> Learner:
+    """Takes the whole data set, which lives on the device, and draws the minibatch inside jit.
+
+    The data set is an argument, so it is stored once and never baked into an executable. Each batch
+    also gets `index`, int32 `[batch_size]`, the rows it was drawn from. On a mesh the batch is
+    divided over the data axes, so that each device computes its own share only.
+
+    Args:
+      learner: gets batches `[batch_size, ...]`.
+      batch_size: size of the global batch.
+
+    Returns:
+      A learner whose batch is a dict of arrays `[N, ...]`.
+    """
+
+    def draw(key: jax.Array, step: jax.Array, data: Mapping[str, jax.Array]) -> Batch:
+        size = jax.tree.leaves(dict(data))[0].shape[0]
+        index = batch_indices(data_key(key), step, size, batch_size)
+        batch = jax.tree.map(lambda leaf: leaf.at[index].get(mode="clip"), dict(data))
+        return constrain_batch({**batch, "index": index})
+
+    def init(key: jax.Array, data: Mapping[str, jax.Array]) -> TrainState:
+        return learner.init(key, draw(key, jnp.zeros((), jnp.int32), data))
+
+    def update(state: TrainState, data: Mapping[str, jax.Array]) -> tuple[TrainState, Metrics]:
+        return learner.update(state, draw(state.key, state.step, data))
+
+    return learner._replace(init=init, update=update)
+
+
+def seeded(
+    learner: Learner, *, method: Method | None = None, data_axis: int | None = None
+) -> Learner:
+    """Independent runs, one for each key; run `i` is the run that `keys[i]` alone would give.
+
+    Args:
+      learner: the run.
+      method: "vmap" runs them side by side, "map" one after another in a loop and bit-equal to
+        separate runs, "unroll" likewise with the loop written out. By default the accelerator gets
+        "vmap", and the CPU "map", or "unroll" where `loops_are_slow`.
+      data_axis: the axis of the batch that belongs to the runs, or None where they share it.
+
+    Returns:
+      A learner whose `init` takes keys `[S]`, whose state has `[S]` in front of every array, and
+      whose metrics have it too.
+    """
+
+    def init(keys: jax.Array, example: Batch) -> TrainState:
+        return _over_runs(learner.init, keys, example, "map", data_axis)
+
+    def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        return _over_runs(learner.update, state, batch, method, data_axis)
+
+    def evaluate(state: TrainState, batch: Batch, key: jax.Array) -> Metrics:
+        def one(state: TrainState, batch: Batch) -> Metrics:
+            return learner.evaluate(state, batch, key)
+
+        return _over_runs(one, state, batch, method, data_axis)
+
+    return Learner(init, update, evaluate)
+
+
+def swept(
+    make: Callable[[Mapping[str, jax.Array]], Learner],
+    grid: Mapping[str, Any],
+    *,
+    method: Method | None = None,
+) -> Learner:
+    """One run for each point of a grid of hyperparameters, all from the same key.
+
+    The values live in `state.hparams`, and `make` is called with them while `update` is traced: new
+    values compile nothing, and a checkpoint holds them.
+
+    Args:
+      make: `hparams -> Learner`, given the scalars of one point.
+      grid: for each name an array `[G]`; point `g` takes the `g`-th value of each.
+      method: as in `seeded`.
+
+    Returns:
+      A learner whose state and metrics have an axis `[G]`.
+
+    Raises:
+      InputError: the grid is empty or its arrays differ in length.
+    """
+    points = {name: jnp.asarray(values) for name, values in grid.items()}
+    shapes = {name: values.shape for name, values in points.items()}
+    if len(set(shapes.values())) != 1 or any(len(s) != 1 or s[0] == 0 for s in shapes.values()):
+        raise InputError(
+            f"swept: expected one-dimensional arrays of one length, one value per run, got {shapes}"
+        )
+
+    def init(key: jax.Array, example: Batch) -> TrainState:
+        def one(hparams: PyTree, example: Batch) -> TrainState:
+            return make(hparams).init(key, example).replace(hparams=hparams)
+
+        return _over_runs(one, points, example, "map", None)
+
+    def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        def one(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+            return make(state.hparams).update(state, batch)
+
+        return _over_runs(one, state, batch, method, None)
+
+    def evaluate(state: TrainState, batch: Batch, key: jax.Array) -> Metrics:
+        def one(state: TrainState, batch: Batch) -> Metrics:
+            return make(state.hparams).evaluate(state, batch, key)
+
+        return _over_runs(one, state, batch, method, None)
+
+    return Learner(init, update, evaluate)
+
+
+def averaged(
+    learner: Learner, decay: float | jax.Array, *, model_state: Literal["average", "live"]
+) -> Learner:
+    """Evaluates an exponential moving average of the weights, kept in `state.target["average"]`.
+
+    The average starts at the initial weights and moves after each optimiser step:
+    `average <- decay * average + (1 - decay) * params`.
+
+    Args:
+      learner: its `update` is followed by the average's, its `evaluate` sees the averaged weights.
+      decay: in [0, 1).
+      model_state: what evaluation takes for batch statistics, a choice that papers differ in:
+        "average" averages them as the weights, "live" takes those of the current weights.
+    """
+    if model_state not in ("average", "live"):
+        raise InputError(
+            f"averaged(model_state={model_state!r}): expected 'average' (batch statistics are "
+            "averaged with the weights) or 'live' (those of the current weights)"
+        )
+
+    def init(key: jax.Array, example: Batch) -> TrainState:
+        return _with_copy(learner.init(key, example), "average")
+
+    def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        state, metrics = learner.update(state, batch)
+        average = ema(state.target["average"], _weights(state), decay)
+        if model_state == "live":
+            average["model_state"] = state.model_state
+        return state.replace(target={**state.target, "average": average}), metrics
+
+    def evaluate(state: TrainState, batch: Batch, key: jax.Array) -> Metrics:
+        return learner.evaluate(state.replace(**state.target["average"]), batch, key)
+
+    return Learner(init, update, evaluate)
+
+
+def lookahead(
+    learner: Learner, decay: optax.Schedule | float = 0.5, *, period: int = 5
+) -> Learner:
+    """Lookahead (Zhang et al. 2019, arXiv:1907.08610, algorithm 1), batch statistics included.
+
+    Every `period` updates the slow weights move towards the fast ones,
+    `slow <- decay * slow + (1 - decay) * fast`, and the fast ones start again from there.
+    Evaluation sees the slow weights, kept in `state.target["lookahead"]`.
+
+    Args:
+      learner: the fast weights.
+      decay: a number in [0, 1], or a schedule of the number of updates done.
+      period: updates between two synchronisations.
+    """
+    if period < 1:
+        raise InputError(f"lookahead(period={period}): expected at least 1")
+
+    def init(key: jax.Array, example: Batch) -> TrainState:
+        return _with_copy(learner.init(key, example), "lookahead")
+
+    def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        state, metrics = learner.update(state, batch)
+        slow, fast = state.target["lookahead"], _weights(state)
+        now = state.step % period == 0
+        moved = ema(slow, fast, decay(state.step) if callable(decay) else decay)
+        slow = jax.tree.map(lambda new, old: jnp.where(now, new, old), moved, slow)
+        fast = jax.tree.map(lambda new, old: jnp.where(now, new, old), moved, fast)
+        return state.replace(**fast, target={**state.target, "lookahead": slow}), metrics
+
+    def evaluate(state: TrainState, batch: Batch, key: jax.Array) -> Metrics:
+        return learner.evaluate(state.replace(**state.target["lookahead"]), batch, key)
+
+    return Learner(init, update, evaluate)
+
+
+def loops_are_slow(function: Callable[..., Any], *arguments: Any) -> bool:
+    """Whether XLA would run `function` much slower inside a loop than written out.
+
+    On the CPU backend a convolution inside a loop loses its threaded library kernel and takes many
+    times as long (google/jax issue 12868). Everything else is as fast, and compiles once.
+    """
+    if jax.default_backend() != "cpu":
+        return False
+    # The printed program shows convolutions at any depth of nested calls.
+    return "conv_general_dilated" in str(jax.make_jaxpr(function)(*arguments))
+
+
+def _loop(
+    body: Callable[[TrainState, Any], tuple[TrainState, Metrics]],
+    state: TrainState,
+    xs: Any,
+    n: int,
+    unroll: bool | None,
+) -> tuple[TrainState, Metrics]:
+    if n == 1:  # scan would make a loop even of this
+        state, metrics = body(state, jax.tree.map(lambda leaf: leaf[0], xs))
+        return state, jax.tree.map(lambda leaf: leaf[None], metrics)
+    if unroll is None:
+        unroll = loops_are_slow(body, state, jax.tree.map(lambda leaf: leaf[0], xs))
+    return jax.lax.scan(body, state, xs, length=n, unroll=n if unroll else 1)
+
+
+def _over_runs(
+    function: Callable[[Any, Batch], Any],
+    runs: Any,
+    batch: Batch,
+    method: Method | None,
+    data_axis: int | None,
+) -> Any:
+    """Applies `function(run, batch)` to each run, stacked on the first axis of every leaf."""
+    if data_axis is not None:
+        batch = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, data_axis, 0), batch)
+
+    def one(run_and_batch: tuple[Any, Batch]) -> Any:
+        run, own = run_and_batch
+        return function(run, batch if data_axis is None else own)
+
+    stacked = (runs, None if data_axis is None else batch)
+    if method is None:
+        first = jax.tree.map(lambda leaf: leaf[0], stacked)
+        if jax.default_backend() != "cpu":
+            method = "vmap"
+        else:
+            method = "unroll" if loops_are_slow(one, first) else "map"
+    if method == "vmap":
+        return jax.vmap(one)(stacked)
+    if method == "map":
+        return jax.lax.map(one, stacked)
+    if method == "unroll":
+        count = jax.tree.leaves(runs)[0].shape[0]
+        results = [one(jax.tree.map(lambda leaf: leaf[i], stacked)) for i in range(count)]  # noqa: B023
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
+    raise InputError(f"method {method!r}: expected 'vmap', 'map', 'unroll' or None")
+
+
+def _weights(state: TrainState) -> dict[str, PyTree]:
+    return {"params": state.params, "model_state": state.model_state}
+
+
+def _with_copy(state: TrainState, name: str) -> TrainState:
+    return state.replace(target={**state.target, name: _weights(state)})

@@ -1,0 +1,16 @@
+"""Data sets as dicts of numpy arrays, and streams of batches for sets larger than memory.
+
+A set in RAM is `{"image": uint8 [N, H, W, C], "label": int32 [N]}`. Importing this package imports
+none of the packages that decode or stream; each function imports what it needs.
+"""
+
+from paradigms.data.arrays import check_labels as check_labels
+from paradigms.data.arrays import few_labels as few_labels
+from paradigms.data.arrays import from_arrays as from_arrays
+from paradigms.data.arrays import padded_batches as padded_batches
+from paradigms.data.arrays import split as split
+from paradigms.data.folder import from_folder as from_folder
+from paradigms.data.sets import digits as digits
+from paradigms.data.sets import load as load
+from paradigms.data.sets import prepare as prepare
+from paradigms.data.streaming import Stream as Stream

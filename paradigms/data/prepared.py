@@ -1,0 +1,230 @@
+"""Sets prepared by tensorflow-datasets, read and written without TensorFlow."""
+
+import difflib
+import hashlib
+import io
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paradigms.core.errors import InputError, MissingExtraError
+from paradigms.data import cache, official
+from paradigms.data.cache import Data
+
+_VERSION = re.compile(r"\d+\.\d+\.\d+", re.ASCII)
+_READ_AT_ONCE = 1_000  # records; one by one costs twice the time
+
+
+def find(name: str, data_dir: Path) -> Path | None:
+    """The folder `<name>/<version>` of the newest prepared version, or None.
+
+    Args:
+      name: "name" or "name/config".
+      data_dir: it is looked for there and in its folder `tfds`, then in the writable twin.
+    """
+    for root in (data_dir, data_dir / "tfds", cache.twin(data_dir)):
+        versions = [
+            file.parent
+            for file in (root / name).glob("*/dataset_info.json")
+            if _VERSION.fullmatch(file.parent.name)
+        ]
+        if versions:
+            return max(versions, key=lambda folder: [int(n) for n in folder.name.split(".")])
+    return None
+
+
+def identity(folder: Path) -> dict[str, list[int]]:
+    """Size in bytes and time in nanoseconds of each file, to see that a set has changed."""
+    return {
+        file.name: [file.stat().st_size, file.stat().st_mtime_ns]
+        for file in folder.iterdir()
+        if file.is_file()
+    }
+
+
+def read(folder: Path, split: str) -> Data:
+    """Reads one split in the order of its records.
+
+    Args:
+      folder: `<name>/<version>`, as `find` gives it.
+      split: a split of that set.
+
+    Returns:
+      `image`, uint8 [N, H, W, C], and `label`, int32 [N].
+
+    Raises:
+      InputError: no such split, not a set of labelled images of one size, a format that cannot be
+        read by index, or damaged files.
+    """
+    tfds = _tfds()
+    try:
+        builder = tfds.builder_from_directory(folder)
+        features, splits = builder.info.features, builder.info.splits
+        count = splits[split].num_examples if split in splits else 0
+    except Exception as error:  # The files decide what tfds, protobuf or json raise here.
+        raise _damaged(folder, error) from error
+    if split not in splits:
+        raise InputError(f"{folder} has no split '{split}': choose from {', '.join(splits)}")
+    if not {"image", "label"} <= set(features) or features["image"].np_dtype != np.uint8:
+        raise InputError(
+            f"{folder}: not a set of images with labels (its features: {', '.join(features)}); "
+            f"read it with tensorflow_datasets and pass arrays to data.from_arrays"
+        )
+    if builder.info.file_format.value != "array_record":
+        raise InputError(
+            f"{folder}: prepared as {builder.info.file_format.value}, which cannot be read by "
+            f"index; prepare it again with --file_format=array_record"
+        )
+    image = np.empty(0, np.uint8)
+    label = np.empty(count, np.int32)
+    try:
+        source = builder.as_data_source(split=split)
+        for start in range(0, count, _READ_AT_ONCE):
+            rows = range(start, min(start + _READ_AT_ONCE, count))
+            for row, record in zip(rows, source.__getitems__(list(rows)), strict=True):
+                if row == 0:
+                    image = np.empty((count, *record["image"].shape), np.uint8)
+                if record["image"].shape != image.shape[1:]:
+                    raise InputError(
+                        f"{folder}: its images have different sizes, from "
+                        f"{list(image.shape[1:])} to {list(record['image'].shape)}; "
+                        f"use data.from_folder, which resizes, or data.Stream"
+                    )
+                image[row], label[row] = record["image"], record["label"]
+    except InputError:
+        raise
+    except Exception as error:
+        raise _damaged(folder, error) from error
+    return {"image": image, "label": label}
+
+
+def write(name: str, splits: Mapping[str, Data], data_dir: Path) -> Path:
+    """Prepares an official set in array_record format.
+
+    Only the source of the examples differs from the stock preparation, which needs TensorFlow to
+    unpack archives and to encode PNG. Keys are those of the stock preparation, and with them the
+    order of the records.
+
+    Args:
+      name: a key of `official.SETS`.
+      splits: for each split `image`, uint8 [N, H, W, C], and `label` [N] in the official order.
+      data_dir: where `<name>/<version>` is made; tensorflow-datasets renames it when complete.
+
+    Returns:
+      That folder.
+    """
+    tfds = _tfds()
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise MissingExtraError("pillow", "data", "encoding PNG images") from error
+    stock = tfds.builder_cls(name)
+
+    def examples(split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        pairs = zip(splits[split]["image"], splits[split]["label"], strict=True)
+        for index, (image, label) in enumerate(pairs):
+            png = io.BytesIO()
+            Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(png, "PNG")
+            example = {"image": io.BytesIO(png.getvalue()), "label": int(label)}
+            if "id" in stock_features:
+                example["id"] = f"{split}_{index:05d}"
+            yield index, example
+
+    class Prepared(stock, skip_registration=True):  # type: ignore[call-arg, misc, valid-type]
+        name = stock.name
+
+        def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[Any]]:
+            self.info.features["label"].names = list(official.SETS[name].classes)
+            return {split: examples(split) for split in splits}
+
+    builder = Prepared(data_dir=data_dir, file_format="array_record")
+    stock_features = builder.info.features
+    builder.download_and_prepare(
+        download_config=tfds.download.DownloadConfig(try_download_gcs=False)
+    )
+    return Path(builder.data_dir)
+
+
+def official_order(split: str, size: int) -> np.ndarray:
+    """Where the examples of an official set went when it was prepared.
+
+    tensorflow-datasets sorts records by the MD5 sum of the split's name and the example's key, here
+    its number.
+
+    Returns:
+      int64 [N]: the record at which official example `i` lies.
+    """
+    sums = [hashlib.md5(f"{split}{i}".encode()).digest() for i in range(size)]
+    return np.argsort(sorted(range(size), key=sums.__getitem__))
+
+
+def download(name: str, split: str, folder: Path) -> dict[str, Path]:
+    """Fetches the official files of one split through the download manager of tensorflow-datasets.
+
+    It takes the stock addresses, checks size and SHA-256, and does not fetch a file twice.
+
+    Args:
+      name: a key of `official.SETS`.
+      split: "train" or "test".
+      folder: the data folder; files go to `downloads/<name>` there.
+
+    Returns:
+      Path by official file name.
+
+    Raises:
+      InputError: no network; the message says which files to put where.
+    """
+    tfds = _tfds()
+    wanted = official.files_of(name, split)
+    addresses = {info.filename: url for url, info in tfds.builder_cls(name).url_infos.items()}
+    try:
+        manager = tfds.download.DownloadManager(
+            download_dir=folder / "downloads", dataset_name=name, max_simultaneous_downloads=4
+        )
+        paths = manager.download({file: addresses[file] for file in wanted})
+    except Exception as error:  # requests, urllib3, tfds and the file system each have their own.
+        reason = str(error).split("\n", 1)[0] or type(error).__name__
+        raise InputError(
+            f"cannot download {name} ({reason}): without a network, put {' and '.join(wanted)} "
+            f"into {folder / name}"
+        ) from error
+    return {file: Path(path) for file, path in paths.items()}
+
+
+def not_prepared(name: str, data_dir: Path) -> InputError:
+    """The error for a set that is neither official nor prepared."""
+    base = name.split("/")[0]
+    names = {*_tfds().list_builders(with_community_datasets=False), *official.SETS}
+    if base not in names:
+        near = difflib.get_close_matches(base, sorted(names), n=1)
+        hint = f" (did you mean '{near[0]}'?)" if near else ""
+        return InputError(
+            f"unknown data set '{name}'{hint}: known are {', '.join(official.SETS)} and the names "
+            f"of tensorflow-datasets"
+        )
+    return InputError(
+        f"{name} is not prepared in {data_dir}: in another environment run `pip install "
+        f"tensorflow-datasets tensorflow` and `tfds build {name} --data_dir={data_dir} "
+        f"--file_format=array_record`"
+    )
+
+
+def _tfds() -> Any:
+    try:
+        import importlib_resources  # noqa: F401  tfds needs it and does not declare it
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        package = "tensorflow-datasets" if error.name != "importlib_resources" else error.name
+        raise MissingExtraError(package, "data", "reading this data set") from error
+    return tfds
+
+
+def _damaged(folder: Path, error: Exception) -> InputError:
+    reason = str(error).split("\n", 1)[0]
+    return InputError(
+        f"{folder}: damaged prepared set ({type(error).__name__}: {reason}); "
+        f"remove this folder and prepare the set again"
+    )

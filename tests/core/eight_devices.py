@@ -1,0 +1,240 @@
+"""What `test_mesh.py` checks on eight forced CPU devices; a process of its own, for the flag."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from paradigms.core import mesh, optimizers
+from paradigms.core.errors import InputError
+from paradigms.core.state import TrainState
+
+BATCH, WIDTH = 64, 128
+OPTIMIZER = optimizers.sgd(0.1, 0.9)
+
+
+def data():
+    draw = np.random.default_rng(0)
+    return {
+        "x": jnp.float32(draw.normal(size=(512, WIDTH))),
+        "y": jnp.float32(draw.normal(size=(512, WIDTH))),
+    }
+
+
+@jax.jit
+def start(key):
+    first, second = jax.random.split(key)
+    params = {
+        "hidden": {"kernel": 0.1 * jax.random.normal(first, (WIDTH, 2 * WIDTH))},
+        "head": {"kernel": 0.1 * jax.random.normal(second, (2 * WIDTH, WIDTH))},
+    }
+    return TrainState.create(
+        key,
+        params,
+        opt_state=OPTIMIZER.init(params),
+        target={"average": {"params": jax.tree.map(jnp.copy, params)}},
+    )
+
+
+def loss(params, batch):
+    hidden = jnp.tanh(batch["x"] @ params["hidden"]["kernel"])
+    return jnp.mean((hidden @ params["head"]["kernel"] - batch["y"]) ** 2)
+
+
+def step(state, held, constrain=mesh.constrain_batch):
+    """Draws a batch from resident data inside jit, as `resident` does, and descends."""
+    # Rows that differ between seeds and steps; real draws would only add seconds of compiling.
+    first = jax.random.key_data(state.key)[-1] + state.step.astype(jnp.uint32) * BATCH
+    rows = (first + 7 * jnp.arange(BATCH, dtype=jnp.uint32)) % held["x"].shape[0]
+    batch = constrain(jax.tree.map(lambda leaf: leaf[rows], held))
+    value, grads = jax.value_and_grad(loss)(state.params, batch)
+    updates, opt_state = OPTIMIZER.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return state.replace(step=state.step + 1, params=params, opt_state=opt_state), (value, grads)
+
+
+def compiled(function, *args):
+    return jax.jit(function).lower(*args).compile()
+
+
+def flops(program):
+    """Floating-point operations on each device, by the compiler's count."""
+    cost = program.cost_analysis()
+    return (cost[0] if isinstance(cost, list) else cost)["flops"]
+
+
+def work_falls_with_the_devices():
+    held, state = data(), start(jax.random.key(0))
+    alone = compiled(step, state, held)
+    expected, (value, grads) = alone(state, held)
+    for text in ("data=8", "data=4,fsdp=2"):
+        eight = mesh.make_mesh(text)
+        on_mesh = mesh.replicate((state, held), eight)
+        with jax.set_mesh(eight):
+            idle = compiled(lambda *args: step(*args, constrain=lambda batch: batch), *on_mesh)
+            shared = compiled(step, *on_mesh)
+            after, (sharded, sharded_grads) = shared(*on_mesh)
+        # Without the constraint every device does all the work, with the same result.
+        assert flops(idle) > 0.95 * flops(alone)
+        assert 7 < flops(alone) / flops(shared) <= 8
+        np.testing.assert_allclose(sharded, value, rtol=1e-6)
+        close(sharded_grads, grads)
+        close(after.params, expected.params)
+
+
+def close(first, second):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), first, second)
+
+
+def fsdp_divides_parameters_moments_and_averages():
+    eight = mesh.make_mesh("fsdp=8")
+    state = start(jax.random.key(0))
+    placed = mesh.shard_state(state, eight)
+    for tree in (placed.params, placed.opt_state, placed.target):
+        for leaf in jax.tree.leaves(tree):
+            assert leaf.addressable_shards[0].data.size * 8 == leaf.size
+    # The largest dimension, which is the second of one kernel and the first of the other.
+    assert placed.params["hidden"]["kernel"].sharding.spec == P(None, ("fsdp",))
+    assert placed.params["head"]["kernel"].sharding.spec == P(("fsdp",))
+    assert placed.key.sharding.is_fully_replicated and placed.step.sharding.is_fully_replicated
+    assert placed.key == state.key
+
+    copied = mesh.replicate(state, eight)
+    held = mesh.replicate(data(), eight)
+    with jax.set_mesh(eight):
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, placed)
+        update = jax.jit(step, out_shardings=(shardings, None))
+        small = update.lower(placed, held).compile().memory_analysis()
+        large = compiled(step, copied, held).memory_analysis()
+        after, (value, _) = update(placed, held)
+    expected, (same, _) = jax.jit(step)(state, data())
+    held_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(held))
+    ratio = (large.argument_size_in_bytes - held_bytes) / (
+        small.argument_size_in_bytes - held_bytes
+    )
+    assert 7 < ratio <= 8, ratio
+    assert small.output_size_in_bytes < large.output_size_in_bytes
+    np.testing.assert_allclose(value, same, rtol=1e-6)
+    close(after.params, expected.params)
+
+    # A state can be made where it will lie, without ever being whole on one device.
+    shapes = jax.eval_shape(start, jax.random.key(0))
+    made = jax.jit(start, out_shardings=mesh.state_shardings(shapes, eight))(jax.random.key(0))
+    assert made.params["head"]["kernel"].addressable_shards[0].data.shape == (32, WIDTH)
+    close(made.params, state.params)
+
+
+def rules_come_first():
+    eight = mesh.make_mesh("data=2,fsdp=4")
+    state = start(jax.random.key(0))
+    rules = [("head/kernel$", P(None, "fsdp")), ("hidden/kernel$", P())]
+    placed = mesh.shard_state(state, eight, rules)
+    for tree in (placed.params, placed.opt_state[1].trace, placed.target["average"]["params"]):
+        assert tree["head"]["kernel"].sharding.spec == P(None, "fsdp")
+        assert tree["hidden"]["kernel"].sharding.is_fully_replicated
+    # A data axis alone divides no parameter.
+    copied = mesh.shard_state(state, mesh.make_mesh("data=8"))
+    assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(copied))
+    # Small leaves, integers, and shapes that do not divide stay whole.
+    odd = {"a": jnp.ones((7, 129)), "n": jnp.ones((64, 64), jnp.int32), "s": jnp.ones(8)}
+    shardings = mesh.state_shardings(odd, eight, min_size=16)
+    assert all(sharding.is_fully_replicated for sharding in shardings.values())
+    with pytest.raises(InputError, match=r"'a' of shape \(7, 129\): 7 does not divide by the 4"):
+        mesh.state_shardings(odd, eight, [("^a$", P("fsdp"))])
+
+
+def batches_divide_over_all_axes():
+    for text in ("data=8", "fsdp=8", "data=4,fsdp=2"):
+        eight = mesh.make_mesh(text)
+        host = {"image": np.arange(16 * 3, dtype=np.uint8).reshape(16, 3), "weight": 2.0}
+        batch = mesh.shard_batch(host, eight)
+        shards = batch["image"].addressable_shards
+        assert len(shards) == 8 and all(shard.data.shape == (2, 3) for shard in shards)
+        np.testing.assert_array_equal(batch["image"], host["image"])
+        assert batch["image"].dtype == np.uint8
+        assert batch["weight"].sharding.is_fully_replicated
+        stacked = mesh.shard_batch({"image": np.ones((5, 16, 3))}, eight, axis=1)
+        assert stacked["image"].addressable_shards[0].data.shape == (5, 2, 3)
+        with pytest.raises(InputError, match="a batch of 12 does not divide over the 8 devices"):
+            mesh.shard_batch({"image": np.ones((12, 3))}, eight)
+        with jax.set_mesh(eight), pytest.raises(InputError, match="a batch of 12 .* 8 devices"):
+            jax.jit(mesh.constrain_batch)(jnp.ones((12, 3)))
+
+
+def constraints_work_under_every_transformation():
+    eight = mesh.make_mesh("data=4,fsdp=2")
+    held = data()
+    seeds = jax.vmap(start)(jax.random.split(jax.random.key(1), 3))
+
+    def many(states, held):
+        return jax.vmap(step, in_axes=(0, None))(states, held)
+
+    def scanned(states, held):
+        return jax.lax.scan(lambda states, _: many(states, held), states, length=2)
+
+    for function in (many, scanned):
+        alone = compiled(function, seeds, held)
+        expected = alone(seeds, held)
+        with jax.set_mesh(eight):
+            on_mesh = mesh.replicate((seeds, held), eight)
+            shared = compiled(function, *on_mesh)
+            found = shared(*on_mesh)
+        close(found[0].params, expected[0].params)
+        close(found[1], expected[1])
+        # The seeds' axis stays whole and each seed's batch is divided.
+        assert 7 < flops(alone) / flops(shared) <= 8
+
+    with jax.set_mesh(eight):
+        other = jax.jit(lambda tree: mesh.constrain_batch(tree, axis=1))
+        keys = jax.random.split(jax.random.key(0), (2, 16))
+        placed = other({"obs": jnp.ones((5, 16, 3)), "key": keys, "t": jnp.ones(4)})
+    assert placed["obs"].addressable_shards[0].data.shape == (5, 2, 3)
+    assert placed["key"].addressable_shards[0].data.shape == (2, 2)
+    assert (placed["key"] == keys).all()
+
+    # Inside shard_map the batch is one device's share already.
+    with jax.set_mesh(eight):
+        total = jax.shard_map(
+            lambda x: jax.lax.psum(mesh.constrain_batch(x).sum(), ("data", "fsdp")),
+            in_specs=P(("data", "fsdp")),
+            out_specs=P(),
+        )(jnp.ones((16, 3)))
+    assert total == 48
+
+
+def the_second_step_compiles_nothing():
+    # `_cache_size` would not tell: on a mesh it grows without a compilation.
+    events = []
+    jax.monitoring.register_event_duration_secs_listener(lambda name, *_, **__: events.append(name))
+    eight = mesh.make_mesh("data=8")
+    state, held = mesh.replicate((start(jax.random.key(0)), data()), eight)
+    update = jax.jit(lambda *args: step(*args))
+    with jax.set_mesh(eight):
+        state, _ = update(state, held)
+        assert any("backend_compile" in name for name in events)
+        events.clear()
+        for _ in range(3):
+            state, _ = update(state, held)
+    assert not [name for name in events if "compile" in name or "trace" in name]
+
+
+if __name__ == "__main__":
+    assert jax.device_count() == 8
+    assert len(mesh.make_mesh("data=2").devices) == 2
+    for check in (
+        work_falls_with_the_devices,
+        fsdp_divides_parameters_moments_and_averages,
+        rules_come_first,
+        batches_divide_over_all_axes,
+        constraints_work_under_every_transformation,
+        the_second_step_compiles_nothing,
+    ):
+        check()
+        print(check.__name__, "passed")

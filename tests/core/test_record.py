@@ -1,0 +1,482 @@
+"""The run directory: one process, one configuration, metrics that resume byte for byte."""
+
+import errno
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from paradigms.core import record
+from paradigms.core.errors import InputError
+from paradigms.core.record import (
+    Curve,
+    Run,
+    draw_confusion,
+    draw_curves,
+    environment,
+    read_config,
+    read_metrics,
+    state_sha256,
+    state_sha256_per_run,
+    summarise,
+)
+
+CONFIG = {"seeds": 3, "optimizer": {"name": "adam", "rate": 1e-3}, "steps": [1, 2], "run_dir": "a"}
+
+
+def contents(directory):
+    return {path.name: path.read_bytes() for path in directory.iterdir() if path.name != "lock"}
+
+
+def test_a_run_is_taken_up_again(tmp_path):
+    directory = tmp_path / "deep" / "run"
+    with Run.open(directory, CONFIG) as run:
+        assert not run.resumed and not run.finished
+        assert json.loads((directory / "config.json").read_text()) == CONFIG
+    with Run.open(str(directory), {**CONFIG, "steps": (1, 2)}) as run:
+        assert run.resumed
+        with pytest.raises(InputError, match="holds no finished run"):
+            run.summary()
+        run.finish({"accuracy": 0.5})
+        assert run.finished
+    with Run.open(directory, CONFIG) as run:
+        assert run.finished and run.summary() == {"accuracy": 0.5}
+    assert read_config(directory) == CONFIG
+    with pytest.raises(InputError, match="already holds a run"):
+        Run.open(directory, CONFIG, resume=False)
+    with pytest.raises(InputError, match="is not a run directory"):
+        read_config(tmp_path)
+
+
+def test_another_configuration_is_told_field_by_field(tmp_path):
+    Run.open(tmp_path, CONFIG).close()
+    before = contents(tmp_path)
+    other = {
+        "seeds": 3,
+        "optimizer": {"name": "sgd", "momentum": 0.9},
+        "steps": [1, 2],
+        "run_dir": "b",
+        "debug": True,
+    }
+    with pytest.raises(InputError) as error:
+        Run.open(tmp_path, other)
+    text = str(error.value)
+    assert "\n" not in text
+    assert 'optimizer.name was "adam", now "sgd"' in text
+    assert "optimizer.rate was 0.001, now absent" in text
+    assert "optimizer.momentum was absent, now 0.9" in text
+    assert "debug was absent, now true" in text
+    assert "seeds" not in text and "steps" not in text and "run_dir" not in text
+    assert contents(tmp_path) == before
+    with Run.open(tmp_path, {**CONFIG, "debug": True}, ignored=["debug"]) as run:
+        assert run.resumed
+    assert contents(tmp_path) == before
+
+
+def test_an_emptied_group_of_fields_is_a_difference(tmp_path):
+    Run.open(tmp_path, {"grid": {}}).close()
+    with pytest.raises(InputError, match="grid was {}, now absent; grid.rate was absent, now 1"):
+        Run.open(tmp_path, {"grid": {"rate": 1}})
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(InputError, match=r"not a run directory: it holds 'thesis.tex'"):
+        Run.open(tmp_path, CONFIG)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_run_killed_before_its_configuration_was_written_can_begin(tmp_path):
+    (tmp_path / "lock").write_text("1\n")
+    (tmp_path / "config.json.writing").write_text('{"see')
+    with Run.open(tmp_path, CONFIG) as run:
+        assert not run.resumed
+    assert read_config(tmp_path) == CONFIG
+
+
+def test_places_where_no_run_can_be(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot use the run directory .*file: File exists"):
+        Run.open(tmp_path / "file", CONFIG)
+    with pytest.raises(InputError, match="cannot use the run directory .*: Not a directory"):
+        Run.open(tmp_path / "file" / "run", CONFIG)
+    if os.geteuid():
+        tmp_path.chmod(0o500)
+        with pytest.raises(InputError, match="cannot use the run directory .*: Permission denied"):
+            Run.open(tmp_path / "run", CONFIG)
+        tmp_path.chmod(0o700)
+
+
+def test_a_damaged_configuration_is_told(tmp_path):
+    (tmp_path / "config.json").write_text('{"seeds"')
+    with pytest.raises(InputError, match="config.json is damaged"):
+        Run.open(tmp_path, CONFIG)
+
+
+@pytest.mark.parametrize("value", [float("nan"), Path("a"), np.float32(1)], ids=repr)
+def test_what_json_does_not_know_is_refused_before_anything_is_written(tmp_path, value):
+    with pytest.raises(InputError, match="configuration cannot be written as JSON"):
+        Run.open(tmp_path / "run", {"x": value})
+    assert not (tmp_path / "run").exists()
+    with Run.open(tmp_path, {}) as run:
+        with pytest.raises(InputError, match="summary cannot be written as JSON"):
+            run.finish({"x": value})
+        assert not run.finished
+
+
+HOLD = """
+import sys, time
+from paradigms.core.record import Run
+with Run.open(sys.argv[1], {"seeds": 3}):
+    print("held", flush=True)
+    time.sleep(100)
+"""
+
+
+def test_a_second_process_is_refused_until_the_first_is_killed(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match=f"is in use by process {process.pid}:"):
+            Run.open(tmp_path, {"seeds": 3})
+        # Not even another configuration gets in front of the lock.
+        with pytest.raises(InputError, match="is in use"):
+            Run.open(tmp_path, {"seeds": 4})
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    # A shorter process id than the last one leaves none of its digits behind.
+    (tmp_path / "lock").write_text("123456789012\n")
+    with Run.open(tmp_path, {"seeds": 3}) as run:
+        assert run.resumed
+        assert (tmp_path / "lock").read_text() == f"{os.getpid()}\n"
+        with pytest.raises(InputError, match=f"process {os.getpid()}"):
+            Run.open(tmp_path, {"seeds": 3})
+    Run.open(tmp_path, {"seeds": 3}).close()
+
+
+def test_a_refused_configuration_does_not_keep_the_lock(tmp_path):
+    Run.open(tmp_path, {"seeds": 3}).close()
+    with pytest.raises(InputError):
+        Run.open(tmp_path, {"seeds": 4})
+    Run.open(tmp_path, {"seeds": 3}).close()
+
+
+def test_metrics_read_back_exactly(tmp_path):
+    awkward = [0.1, 1 / 3, 1e-310, -0.0, float("inf"), 2.0**60]
+    with Run.open(tmp_path, {}) as run:
+        assert run.read_metrics() == {}
+        run.log(0, {"train/loss": awkward, "a, b": 1})
+        run.log(10, {"train/loss": np.float32(0.1), "rate": jnp.float32(0.1)})
+        metrics = run.read_metrics()
+    lines = (tmp_path / "metrics.csv").read_text().splitlines()
+    assert lines[0] == "run,step,name,value"
+    assert lines[2] == "1,0,train/loss,0.3333333333333333"
+    assert len(lines) == 1 + 7 + 2
+    assert list(metrics) == ["train/loss", "a, b", "rate"]
+    steps, values = metrics["train/loss"]
+    assert steps.tolist() == [0, 10]
+    assert values[:, 0].tobytes() == np.array(awkward).tobytes()
+    # Only run 0 logged a value at step 10, and float32 is written as the number that it is.
+    assert values[0, 1] == np.float32(0.1)
+    assert np.isnan(values[1:, 1]).all()
+    assert metrics["rate"].values.tolist() == [[float(np.float32(0.1))]]
+
+
+def log_steps(run, first, last):
+    generator = np.random.default_rng(0)
+    for step in range(1, last + 1):
+        losses, accuracy = generator.normal(size=3), generator.normal()
+        if step >= first:
+            run.log(step, {"train/loss": losses})
+            if step % 5 == 0:
+                run.log(step, {"test, held out/accuracy": accuracy})
+
+
+@pytest.mark.parametrize("torn", ["", "2,8,train/lo", "0,99,train/loss,1.2"])
+def test_a_resumed_run_has_the_metrics_of_an_uninterrupted_one(tmp_path, torn):
+    with Run.open(tmp_path / "whole", {}) as run:
+        log_steps(run, 1, 20)
+    directory = tmp_path / "resumed"
+    with Run.open(directory, {}) as run:
+        log_steps(run, 1, 8)
+    with (directory / "metrics.csv").open("a") as file:
+        file.write(torn)
+    with Run.open(directory, {}) as run:
+        run.rewind(5)
+        log_steps(run, 6, 14)
+        run.rewind(10)
+        log_steps(run, 11, 20)
+        whole = (tmp_path / "whole" / "metrics.csv").read_bytes()
+        assert (directory / "metrics.csv").read_bytes() == whole
+        # Killed before its first checkpoint: everything is done again.
+        run.rewind(-1)
+        log_steps(run, 1, 20)
+    assert (directory / "metrics.csv").read_bytes() == whole
+    assert {path.name for path in directory.iterdir()} == {"config.json", "lock", "metrics.csv"}
+
+
+def test_rewinding_what_was_never_written(tmp_path):
+    with Run.open(tmp_path, {}) as run:
+        run.rewind(5)
+        run.log(6, {"x": 1})
+    assert (tmp_path / "metrics.csv").read_text() == "run,step,name,value\n0,6,x,1.0\n"
+
+
+def test_damaged_metrics_are_told(tmp_path):
+    with Run.open(tmp_path, {}) as run:
+        run.log(1, {"x": 1})
+        with (tmp_path / "metrics.csv").open("a") as file:
+            file.write("0,what?,x,1\n")
+        for read in (run.read_metrics, lambda: run.rewind(1)):
+            with pytest.raises(InputError, match=r"metrics.csv is damaged in line 3"):
+                read()
+
+
+def test_a_full_disk_leaves_whole_rows(tmp_path, monkeypatch):
+    with Run.open(tmp_path, {}) as run:
+        run.log(1, {"x": 1, "y": 2})
+        before = contents(tmp_path)
+        write = os.write
+        written = []
+
+        def fill(file, data):
+            if written:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            written.append(write(file, data[:9]))
+            return written[0]
+
+        with monkeypatch.context() as patch:
+            patch.setattr(record.os, "write", fill)
+            with pytest.raises(InputError, match="metrics.csv: No space left on device"):
+                run.log(2, {"x": 1, "y": 2})
+        assert written == [9]
+        assert contents(tmp_path) == before
+
+        def full(_):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(record.os, "fsync", full)
+            with pytest.raises(InputError, match="summary.json: No space left on device"):
+                run.finish({"x": 1})
+            with pytest.raises(InputError, match="metrics.csv: No space left on device"):
+                run.rewind(1)
+        assert not run.finished
+        assert contents(tmp_path) == before
+
+
+def test_a_short_write_is_completed(tmp_path, monkeypatch):
+    write = os.write
+    with Run.open(tmp_path, {}) as run:
+        monkeypatch.setattr(record.os, "write", lambda file, data: write(file, data[:7]))
+        run.log(1, {"x": [1, 2]})
+    assert (tmp_path / "metrics.csv").read_text() == "run,step,name,value\n0,1,x,1.0\n1,1,x,2.0\n"
+
+
+def test_summary_of_known_numbers():
+    summary = summarise({"accuracy": [1, 2, 3], "loss": [0.5], "bad": [1.0, float("nan")], "": []})
+    # t(0.975, 2) = 4.30265, s = 1: from a printed table of Student's distribution.
+    low, high = summary["accuracy"].pop("interval")
+    assert summary["accuracy"] == {"mean": 2.0, "values": [1.0, 2.0, 3.0]}
+    assert low == pytest.approx(2 - 4.30265 / 3**0.5, abs=1e-5)
+    assert high == pytest.approx(2 + 4.30265 / 3**0.5, abs=1e-5)
+    assert summary["loss"] == {"mean": 0.5, "interval": None, "values": [0.5]}
+    assert summary["bad"] == {"mean": None, "interval": None, "values": [1.0, None]}
+    assert summary[""] == {"mean": None, "interval": None, "values": []}
+    json.dumps(summary, allow_nan=False)
+
+
+def test_the_interval_covers_the_mean_in_95_of_100_cases():
+    draws = np.random.default_rng(0).normal(3, 2, size=(4000, 4))
+    summary = summarise({str(i): draw for i, draw in enumerate(draws)})
+    covered = [low <= 3 <= high for low, high in (entry["interval"] for entry in summary.values())]
+    # Four standard errors of a share of 0.95 over 4000 draws.
+    assert abs(np.mean(covered) - 0.95) < 4 * (0.95 * 0.05 / 4000) ** 0.5
+
+
+def make_state(key):
+    return {
+        "key": key,
+        "more": jax.random.split(key, 2),
+        "raw": jax.random.key_data(key),
+        "w": jax.random.normal(key, (4, 3)),
+        "half": jnp.ones((2, 2), jnp.bfloat16),
+        "flag": jax.random.bernoulli(key),
+        "none": jnp.zeros((0, 2)),
+        "nested": ({}, (), [jnp.zeros((), jnp.int32)]),
+    }
+
+
+def test_every_part_of_an_array_counts_in_its_fingerprint():
+    x = np.arange(6, dtype=np.int32)
+    different = [
+        {"x": x},
+        {"y": x},
+        {"x": x.astype(np.uint32)},
+        {"x": x.reshape(2, 3)},
+        {"x": x.reshape(3, 2)},
+        {"x": np.where(x == 5, 4, x)},
+        {"x": x[:3], "y": x[3:]},
+        {"x": jax.random.key(1)},
+        {"x": jax.random.key(2)},
+        {"x": jax.random.key_data(jax.random.key(1))},
+        {"x": jax.random.key(1, impl="rbg")},
+        {"x": np.float32(0)},
+        {"x": np.float32(-0.0)},
+        {},
+    ]
+    assert len({state_sha256(state) for state in different}) == len(different)
+    # The same bytes in another order in memory are the same array.
+    assert state_sha256({"x": np.asfortranarray(x.reshape(2, 3))}) == state_sha256(different[3])
+    assert state_sha256({"x": jnp.asarray(x)}) == state_sha256(different[0])
+
+
+def test_fingerprint_does_not_see_where_a_state_lives():
+    devices = jax.devices()
+    mesh = jax.sharding.Mesh(np.array(devices), ("data",))
+    state = {"x": jnp.arange(2 * len(devices)), "key": jax.random.split(jax.random.key(0), 8)}
+    whole = jax.device_put(state, jax.NamedSharding(mesh, jax.P()))
+    split = {**whole, "x": jax.device_put(state["x"], jax.NamedSharding(mesh, jax.P("data")))}
+    assert state_sha256(state) == state_sha256(whole) == state_sha256(split)
+
+
+def test_fingerprint_of_a_stacked_run_is_that_of_the_run_alone():
+    keys = jax.random.split(jax.random.key(0), 3)
+    states = [make_state(key) for key in keys]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    assert state_sha256_per_run(stacked, 3) == [state_sha256(state) for state in states]
+
+
+def test_environment_tells_versions_and_no_place(tmp_path):
+    found = environment()
+    assert found["jax"] == jax.__version__
+    assert found["device_count"] == jax.device_count()
+    assert found["commit"] is None or len(found["commit"]) == 40
+    text = json.dumps(found, allow_nan=False)
+    assert os.uname().nodename not in text
+    assert str(Path.home()) not in text and str(Path(record.__file__).parents[2]) not in text
+
+
+def test_commit_is_that_of_the_source_and_dirty_when_code_differs(tmp_path, monkeypatch):
+    file = tmp_path / "paradigms" / "core" / "record.py"
+    file.parent.mkdir(parents=True)
+    file.write_text("")
+    monkeypatch.setattr(record, "__file__", str(file))
+
+    def git(*arguments):
+        subprocess.run(
+            ["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments],
+            cwd=tmp_path,
+            check=True,
+            capture_output=True,
+        )
+
+    def told():
+        found = environment()
+        return found["commit"] is not None, found["dirty"]
+
+    assert told() == (False, None)
+    git("init")
+    git("commit", "--allow-empty", "-m", "a")
+    # An installed copy inside somebody else's checkout is not of their commit.
+    assert told() == (False, None)
+    git("add", ".")
+    git("commit", "-m", "b")
+    assert told() == (True, False)
+    (tmp_path / "notes.txt").write_text("")
+    assert told() == (True, False)
+    file.write_text("# changed\n")
+    assert told() == (True, True)
+
+
+def make_metrics():
+    steps = np.arange(1, 1001)
+    falling = np.stack([np.exp(-steps / 200), 1.1 * np.exp(-steps / 200)])
+    return {
+        "train/loss": Curve(steps, falling),
+        "train/accuracy": Curve(steps, 1 - falling / 2),
+        "validation/accuracy": Curve(steps[::100], 1 - falling[:, ::100] / 2),
+        "test/accuracy": Curve(steps[-1:], 1 - falling[:, -1:] / 2),
+        "gap": Curve(steps[:3], np.array([[1.0, np.nan, 2.0]])),
+    }
+
+
+def test_curves_share_a_panel_by_what_they_measure(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    drawn = []
+    save = record._save_figure
+
+    def kept(figure, path):
+        drawn.append(figure)
+        save(figure, path)
+
+    monkeypatch.setattr(record, "_save_figure", kept)
+    draw_curves(make_metrics(), tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert [path.name for path in tmp_path.iterdir()] == ["curves.png"]
+    panels = {axes.get_title(loc="left"): axes for axes in drawn[0].axes}
+    assert list(panels) == ["loss", "accuracy", "gap"]
+    assert [len(axes.lines) for axes in panels.values()] == [1, 3, 1]
+    assert [axes.get_yscale() for axes in panels.values()] == ["log", "linear", "linear"]
+    assert [text.get_text() for text in drawn[0].legends[0].texts] == [
+        "train",
+        "validation",
+        "test",
+    ]
+    # 1000 steps in 200 points: each the mean of five steps, then the mean of two runs.
+    (line,) = panels["loss"].lines
+    assert line.get_xdata()[:2].tolist() == [3, 8]
+    assert line.get_ydata()[0] == pytest.approx(1.05 * np.exp(-np.arange(1, 6) / 200).mean())
+    draw_curves({}, tmp_path / "nothing.png")
+    assert not (tmp_path / "nothing.png").exists()
+
+
+@pytest.mark.parametrize("classes", [2, 10, 30])
+def test_confusion_matrix_is_drawn(tmp_path, classes):
+    pytest.importorskip("matplotlib")
+    matrix = np.diag(np.arange(classes) * 300) + np.eye(classes, k=1)  # The first row is nearly
+    matrix[-1] = 0  # empty, the last one is.
+    draw_confusion(matrix, [f"class {i}" for i in range(classes)], tmp_path / "c.png")
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(InputError, match="a confusion matrix of 3 classes has shape"):
+        draw_confusion(matrix, ["a", "b", "c"], tmp_path / "d.png")
+
+
+def test_shares_are_rounded_so_that_errors_do_not_vanish():
+    shares = {0.0: "0", 0.001: "<1", 0.014: "1", 0.994: "99", 0.996: ">99", 1.0: "100"}
+    assert {share: record._per_cent(share) for share in shares} == shares
+
+
+def test_a_picture_that_cannot_be_written(tmp_path):
+    pytest.importorskip("matplotlib")
+    with pytest.raises(InputError, match="cannot write .*curves.png: No such file"):
+        draw_curves(make_metrics(), tmp_path / "nowhere" / "curves.png")
+
+
+def test_without_matplotlib_a_line_in_the_log(tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with caplog.at_level(logging.WARNING):
+        draw_curves(make_metrics(), tmp_path / "curves.png")
+        draw_confusion(np.eye(2), ["a", "b"], tmp_path / "confusion.png")
+    assert [entry.getMessage().split(":")[1] for entry in caplog.records] == [
+        " matplotlib is missing",
+        " matplotlib is missing",
+    ]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_metrics_of_a_run_that_another_process_holds_can_be_read(tmp_path):
+    with Run.open(tmp_path, {}) as run:
+        run.log(3, {"x": 1})
+        assert read_metrics(tmp_path)["x"].values.tolist() == [[1.0]]
