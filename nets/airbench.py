@@ -97,7 +97,7 @@ class Airbench(nn.Module):
         def initial() -> jax.Array:
             if self.whitening is None:
                 return _torch_uniform(self.make_rng("params"), shape, jnp.float32)
-            return jnp.asarray(self.whitening, jnp.float32).reshape(shape)
+            return jnp.asarray(self.whitening, jnp.float32)
 
         # Not a parameter: no optimiser, decay or average may move it.
         kernel = self.variable("constants", "whitening", initial).value
@@ -128,5 +128,13 @@ def airbench(
       widths: of the three groups.
       whitening: `whitening_kernel(images)`. It lives in the model state (collection "constants"),
         so a saved net carries its own; None draws a random one.
+
+    Raises:
+      ValueError: a whitening kernel of another shape.
     """
+    if whitening is not None and np.shape(whitening) != (2, 2, 3, 24):
+        raise ValueError(
+            f"whitening has shape {np.shape(whitening)}: expected (2, 2, 3, 24), as "
+            "whitening_kernel(images) returns"
+        )
     return from_linen(Airbench(num_classes, tuple(widths), whitening))

@@ -17,6 +17,9 @@ def conv_general_dilated(
     Meant for `nn.Conv(conv_general_dilated=...)`. On the CPU backend XLA computes the gradient of
     a wide kernel slowly; there a 3x3 convolution of stride 1 that keeps its size takes
     `conv3x3` when `wins` says so. Everything else, and every other backend, is unchanged.
+
+    `conv3x3` has a gradient of its own, so forward-mode differentiation (`jax.jvp`) does not pass
+    through it; gradients of gradients do.
     """
     plain = (
         rhs.shape[:2] == (3, 3)
@@ -65,15 +68,18 @@ def _backward(saved: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Ar
     dx = _convolve(dy, kernel[::-1, ::-1].swapaxes(2, 3))
     height, width = x.shape[1:3]
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    flat = dy.reshape(-1, dy.shape[-1])
-    rows = []
-    for i in range(3):
-        row = [
-            padded[:, i : i + height, j : j + width].reshape(-1, x.shape[-1]).T @ flat
-            for j in range(3)
-        ]
-        rows.append(jnp.stack(row))
-    return dx, jnp.stack(rows)
+    places = (0, 1, 2)  # batch, height and width are summed over
+    taps = [
+        lax.dot_general(
+            padded[:, i : i + height, j : j + width],
+            dy,
+            ((places, places), ((), ())),
+            preferred_element_type=jnp.float32,
+        )
+        for i in range(3)
+        for j in range(3)
+    ]
+    return dx, jnp.stack(taps).reshape(kernel.shape).astype(kernel.dtype)
 
 
 conv3x3.defvjp(_forward, _backward)

@@ -112,7 +112,15 @@ def max_pool(x: Array) -> Array:
 
     Pairwise maxima have an elementwise gradient, many times faster on CPU than the
     select-and-scatter of `nn.max_pool` (and equal to it but for ties, where it is shared).
+
+    Raises:
+      ValueError: nothing is left to pool.
     """
     height, width = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
+    if not (height and width):
+        raise ValueError(
+            f"a map of {x.shape[1]}x{x.shape[2]} cannot be pooled again: "
+            "use larger images or fewer blocks"
+        )
     x = jnp.maximum(x[:, 0:height:2], x[:, 1:height:2])
     return jnp.maximum(x[:, :, 0:width:2], x[:, :, 1:width:2])

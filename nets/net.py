@@ -138,11 +138,14 @@ def from_nnx(make: Callable[["nnx.Rngs"], "nnx.Module"]) -> Net:
         module = nnx.merge(graph, nnx.from_flat_state(filled))
         module.train() if train else module.eval()
         output = module(*inputs)
-        if key is None and any(
-            not isinstance(count, jax.core.Tracer) and np.any(count)
-            for count in _counts(module)
-        ):
-            raise ValueError(_KEY_MISSING)
+        if key is None:
+            counts = [
+                leaf.get_value()
+                for _, leaf in nnx.to_flat_state(nnx.state(module))
+                if isinstance(leaf, nnx.RngCount)
+            ]
+            if any(isinstance(count, jax.core.Tracer) or np.any(count) for count in counts):
+                raise ValueError(_KEY_MISSING)
         return output, split(nnx.state(module))[1] if train else model_state
 
     return Net(init, apply)

@@ -27,7 +27,8 @@ PUBLISHED = {
 class Config(cli.Options):
     """Options of this experiment."""
 
-    steps: int = 4300
+    steps: int = 3010
+    """7 epochs."""
     evaluate_every: int = 430
     batch_size: int = 128
     learning_rate: float = 0.1

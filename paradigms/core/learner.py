@@ -81,8 +81,8 @@ def descend(
     """
     updates, opt_state = optimizer.update(grads, opt_state, params)
     metrics = {
-        "norm/gradient": Mean.of(optax.global_norm(grads)),
-        "norm/parameter": Mean.of(optax.global_norm(params)),
-        "norm/update": Mean.of(optax.global_norm(updates)),
+        "norm/gradient": Mean.of(optax.tree.norm(grads)),
+        "norm/parameter": Mean.of(optax.tree.norm(params)),
+        "norm/update": Mean.of(optax.tree.norm(updates)),
     }
     return optax.apply_updates(params, updates), opt_state, metrics

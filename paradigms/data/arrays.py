@@ -18,7 +18,7 @@ def from_arrays(**arrays: ArrayLike) -> Data:
         `target`) any finite numbers [N, ...].
 
     Returns:
-      The arrays; 64-bit integers and floats have become 32-bit.
+      The arrays; `label` has become int32, and other 64-bit numbers 32-bit ones.
 
     Raises:
       InputError: wrong type, shape, range or length, or not finite; the message names the array.
@@ -33,12 +33,14 @@ def from_arrays(**arrays: ArrayLike) -> Data:
     size_of(data)
     if "image" in data:
         _check_image(data["image"])
-    if "label" in data and (data["label"].dtype.kind not in "iu" or data["label"].ndim != 1):
+    if "label" in data:
         label = data["label"]
-        raise InputError(
-            f"label is {label.dtype} {list(label.shape)}: give class numbers as integers [N] "
-            f"(for one-hot labels take argmax(-1); name regression targets `target`)"
-        )
+        if label.dtype.kind not in "iu" or label.ndim != 1:
+            raise InputError(
+                f"label is {label.dtype} {list(label.shape)}: give class numbers as integers [N] "
+                f"(for one-hot labels take argmax(-1); name regression targets `target`)"
+            )
+        data["label"] = label.astype(np.int32)
     return data
 
 

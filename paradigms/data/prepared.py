@@ -66,9 +66,11 @@ def read(folder: Path, split: str) -> Data:
         count = splits[split].num_examples if split in splits else 0
     except Exception as error:  # The files decide what tfds, protobuf or json raise here.
         raise _damaged(folder, error) from error
-    if split not in splits:
-        raise InputError(f"{folder} has no split '{split}': choose from {', '.join(splits)}")
-    if not {"image", "label"} <= set(features) or features["image"].np_dtype != np.uint8:
+    if not count:
+        raise InputError(
+            f"{folder} has no examples in split '{split}': choose from {', '.join(splits)}"
+        )
+    if not _is_classification(features):
         raise InputError(
             f"{folder}: not a set of images with labels (its features: {', '.join(features)}); "
             f"read it with tensorflow_datasets and pass arrays to data.from_arrays"
@@ -140,11 +142,17 @@ def write(name: str, splits: Mapping[str, Data], data_dir: Path) -> Path:
             self.info.features["label"].names = list(official.SETS[name].classes)
             return {split: examples(split) for split in splits}
 
-    builder = Prepared(data_dir=data_dir, file_format="array_record")
-    stock_features = builder.info.features
-    builder.download_and_prepare(
-        download_config=tfds.download.DownloadConfig(try_download_gcs=False)
-    )
+    try:
+        builder = Prepared(data_dir=data_dir, file_format="array_record")
+        stock_features = builder.info.features
+        builder.download_and_prepare(
+            download_config=tfds.download.DownloadConfig(try_download_gcs=False)
+        )
+    except OSError as error:
+        raise InputError(
+            f"cannot write {name} to {data_dir} ({error}): free some space there, or choose "
+            f"another data folder"
+        ) from error
     return Path(builder.data_dir)
 
 
@@ -157,7 +165,9 @@ def official_order(split: str, size: int) -> np.ndarray:
     Returns:
       int64 [N]: the record at which official example `i` lies.
     """
-    sums = [hashlib.md5(f"{split}{i}".encode()).digest() for i in range(size)]
+    sums = [
+        hashlib.md5(f"{split}{i}".encode(), usedforsecurity=False).digest() for i in range(size)
+    ]
     return np.argsort(sorted(range(size), key=sums.__getitem__))
 
 
@@ -209,6 +219,19 @@ def not_prepared(name: str, data_dir: Path) -> InputError:
         f"{name} is not prepared in {data_dir}: in another environment run `pip install "
         f"tensorflow-datasets tensorflow` and `tfds build {name} --data_dir={data_dir} "
         f"--file_format=array_record`"
+    )
+
+
+def _is_classification(features: Mapping[str, Any]) -> bool:
+    """Whether examples have an image of bytes and a class number."""
+    if not {"image", "label"} <= set(features):
+        return False
+    image, label = features["image"], features["label"]
+    return (
+        image.np_dtype == np.uint8
+        and len(image.shape) == 3
+        and label.shape == ()
+        and np.dtype(label.np_dtype).kind in "iu"
     )
 
 

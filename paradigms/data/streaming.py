@@ -63,7 +63,7 @@ class Stream:
           process_index: which slice of each batch to read.
           process_count: number of slices, P; it must divide B.
           threads: that read at the same time, 1 or more.
-          prefetch: calls to read ahead, 1 or more.
+          prefetch: calls to read ahead, 1 or more, and at least one batch for each thread.
 
         Raises:
           InputError: the batch does not fit the set or the processes, a name is missing, or a
@@ -119,6 +119,7 @@ class Stream:
         if self._due != (step, n):
             self.close()
             self._iterator = self._start(step, n)
+        self._due = (-1, 0)  # after an error the iterator's place is lost
         batches = [next(self._iterator) for _ in range(n)]
         stacked = {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
         self._due = (step + n, n)
@@ -143,7 +144,9 @@ class Stream:
         except ImportError as error:
             raise MissingExtraError("grain", "data", "streaming") from error
         steps = grain.MapDataset.range(step, _LAST_STEP).map(self._batch)
-        options = grain.ReadOptions(self._threads, prefetch_buffer_size=self._prefetch * n)
+        # With fewer batches than threads some threads would have nothing to do.
+        ahead = max(self._prefetch * n, self._threads)
+        options = grain.ReadOptions(num_threads=self._threads, prefetch_buffer_size=ahead)
         return iter(steps.to_iter_dataset(options))
 
     def _batch(self, step: int) -> Data:

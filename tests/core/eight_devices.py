@@ -146,6 +146,11 @@ def rules_come_first():
     odd = {"a": jnp.ones((7, 129)), "n": jnp.ones((64, 64), jnp.int32), "s": jnp.ones(8)}
     shardings = mesh.state_shardings(odd, eight, min_size=16)
     assert all(sharding.is_fully_replicated for sharding in shardings.values())
+    # Not even a rule for everything divides keys (which belong to seeds) and scalars.
+    seeds = {"keys": jax.random.split(jax.random.key(0), 8), "n": jnp.int32(0), "w": jnp.ones(8)}
+    shardings = mesh.state_shardings(seeds, eight, [("", P("fsdp"))])
+    assert shardings["keys"].is_fully_replicated and shardings["n"].is_fully_replicated
+    assert shardings["w"].spec == P("fsdp")
     with pytest.raises(InputError, match=r"'a' of shape \(7, 129\): 7 does not divide by the 4"):
         mesh.state_shardings(odd, eight, [("^a$", P("fsdp"))])
 

@@ -92,7 +92,9 @@ def test_the_newest_version_is_taken(tmp_path):
 
 def test_unknown_splits_are_refused(tmp_path):
     build(Animals, tmp_path)
-    with pytest.raises(InputError, match="no split 'test': choose from train, validation"):
+    with pytest.raises(
+        InputError, match="no examples in split 'test': choose from train, validation"
+    ):
         data.load("animals", "test", tmp_path)
 
 
@@ -106,16 +108,31 @@ def test_images_of_different_sizes_are_refused(tmp_path):
         data.load("ragged", "train", tmp_path)
 
 
-def test_a_set_without_labels_is_refused(tmp_path):
-    class Plain(Animals, skip_registration=True):
-        features = {"image": Animals.features["image"], "file": Animals.features["file"]}
+@pytest.mark.parametrize(
+    ("feature", "value"),
+    [
+        ("label", None),
+        ("label", tfds.features.Scalar(np.float32)),
+        ("image", tfds.features.Tensor(shape=(2,), dtype=np.uint8)),
+    ],
+    ids=["none", "regression", "vector"],
+)
+def test_a_set_of_another_kind_is_refused(tmp_path, feature, value):
+    class Other(Animals, skip_registration=True):
+        features = {name: f for name, f in Animals.features.items() if name != feature}
 
         def example(self, i):
-            return {name: super().example(i)[name] for name in ("image", "file")}  # noqa: B023
+            example = {
+                **super().example(i),
+                feature: np.float32(i) if feature == "label" else [i, i],
+            }
+            return {name: example[name] for name in self.features}
 
-    build(Plain, tmp_path)
+    if value is not None:
+        Other.features[feature] = value
+    build(Other, tmp_path)
     with pytest.raises(InputError, match="not a set of images with labels"):
-        data.load("plain", "train", tmp_path)
+        data.load("other", "train", tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["info", "features", "records", "first record"])

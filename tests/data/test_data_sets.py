@@ -1,5 +1,6 @@
 """`load`, `prepare` and `digits`, and the command line."""
 
+import errno
 import logging
 import os
 import subprocess
@@ -182,6 +183,17 @@ def test_prepare_in_a_read_only_folder_uses_its_twin(tiny, cache_dir):
         file.unlink()
     same(data.load("mnist", "train", tiny.folder), tiny.truth["mnist"]["train"])
     folder.chmod(0o755)
+
+
+def test_prepare_on_a_full_disk_is_one_line(tiny, tmp_path, monkeypatch):
+    tfds = pytest.importorskip("tensorflow_datasets")
+
+    def full(self, **_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", full)
+    with pytest.raises(InputError, match=r"cannot write mnist to .*No space left on device"):
+        data.prepare("mnist", tmp_path / "p", raw_dir=tiny.folder / "mnist")
 
 
 def test_a_prepared_set_of_other_contents_is_refused(tiny, tmp_path):
