@@ -117,11 +117,6 @@ def from_json(config_type: type[Config], values: dict[str, Any]) -> Config:
     return config_type(**restored)
 
 
-def default_run_dir(name: str, config: Options) -> Path:
-    """`--run-dir`, or runs/NAME, or runs/NAME-smoke for a rehearsal."""
-    return config.run_dir or Path("runs") / (name + ("-smoke" if config.smoke else ""))
-
-
 def _leave(message: str, status: int) -> None:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(status)

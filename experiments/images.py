@@ -62,7 +62,7 @@ def load_splits(
       validation: how many training examples to hold out, 0 for none.
     """
     if config.smoke:
-        train, test = (_enlarged(data.digits(split), shape) for split in ("train", "test"))
+        train, test = (enlarged(data.digits(split), shape) for split in ("train", "test"))
         validation = min(validation, 200) or 200
     else:
         train, test = (data.load(name, split, config.data_dir) for split in ("train", "test"))
@@ -79,11 +79,16 @@ def confusion_picture(class_names: Sequence[str], directory: Path, test: Means) 
     draw_confusion(matrix, class_names, directory / "confusion.png")
 
 
-def _enlarged(digits: Data, shape: tuple[int, int, int]) -> Data:
+def enlarged(digits: Data, shape: tuple[int, int, int]) -> Data:
     """8x8 digits as images of `shape`: whole-number magnification, centred on black."""
     height, width, channels = shape
     factor = min(height, width) // 8
     image = digits["image"].repeat(factor, 1).repeat(factor, 2).repeat(channels, 3)
     rows, columns = height - 8 * factor, width - 8 * factor
-    padding = ((0, 0), (rows // 2, rows - rows // 2), (columns // 2, columns - columns // 2), (0, 0))
+    padding = (
+        (0, 0),
+        (rows // 2, rows - rows // 2),
+        (columns // 2, columns - columns // 2),
+        (0, 0),
+    )
     return {"image": np.pad(image, padding), "label": digits["label"]}

@@ -69,14 +69,28 @@ def load(run_dir: Path | str) -> Trained:
         raise InputError(f"{run_dir}: config.json names experiment {name!r}, which does not exist")
     module = importlib.import_module(f"experiments.{str(name).replace('/', '.')}")
     config = cli.from_json(module.Config, settings)
-    summary = read_summary(run_dir)
     net = module.network(config)
-    example = jax.ShapeDtypeStruct((1, *summary["input"]["shape"]), summary["input"]["dtype"])
-    params, model_state = jax.eval_shape(net.init, jax.random.key(0), example)
-    runs = len(summary["runs"])
+    return Trained(net, load_weights(run_dir, net), config, _example(run_dir))
+
+
+def load_weights(run_dir: Path | str, net: Net) -> dict[str, PyTree]:
+    """The weights that a finished run was tested with.
+
+    Returns:
+      `{"params": ..., "model_state": ...}` with an axis of runs in front of every array.
+
+    Raises:
+      InputError: the run has not finished, or its net is not `net`.
+    """
+    runs = len(read_summary(run_dir)["runs"])
+    params, model_state = jax.eval_shape(net.init, jax.random.key(0), _example(run_dir))
     template = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((runs, *leaf.shape), leaf.dtype),
         {"params": params, "model_state": model_state},
     )
-    weights = Checkpoints(Path(run_dir) / "net").restore(template)
-    return Trained(net, weights, config, example)
+    return Checkpoints(Path(run_dir) / "net").restore(template)
+
+
+def _example(run_dir: Path | str) -> jax.ShapeDtypeStruct:
+    spec = read_summary(run_dir)["input"]
+    return jax.ShapeDtypeStruct((1, *spec["shape"]), spec["dtype"])

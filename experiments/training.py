@@ -50,6 +50,8 @@ class Task(NamedTuple):
       input_name: the entry of a batch that goes into the net.
       weights: which weights evaluation uses, as `{"params": ..., "model_state": ...}`.
       pictures: draws into a directory from the test metrics of the first run.
+      start: changes the fresh state, of all runs, before the first update (pretrained weights).
+      data_axis: 0 where every run has training data of its own, stacked; None where they share it.
     """
 
     net: Net
@@ -63,31 +65,53 @@ class Task(NamedTuple):
     input_name: str = "image"
     weights: Callable[[TrainState], dict[str, PyTree]] = _live_weights
     pictures: Callable[[Path, Means], None] | None = None
+    start: Callable[[TrainState], TrainState] = lambda state: state
+    data_axis: int | None = None
 
 
-def train(main: Callable[..., Any], config: cli.Options, task: Task) -> dict[str, Any]:
+def train(
+    main: Callable[..., Any], config: cli.Options, task: Task, part: str = ""
+) -> dict[str, Any]:
     """Trains one run per seed and writes the run directory; resumes where it stopped.
+
+    Args:
+      main: the experiment's; its file gives the name.
+      config: its options.
+      task: what to train.
+      part: sub-directory, for an experiment that trains several times.
 
     Returns:
       The summary, as in `summary.json`.
     """
-    name = cli.name_of(main)
-    directory = cli.default_run_dir(name, config)
-    settings = {"experiment": name, **cli.to_json(config)}
-    with Run.open(directory, settings, ignored=cli.FREE) as run:
+    with open_run(main, config, part) as run:
         if run.finished:
-            print(f"{directory} is finished: summary.json has the result, --run-dir starts another")
             return run.summary()
         mesh = make_mesh(config.mesh) if parse_mesh(config.mesh) else None
         with jax.set_mesh(mesh) if mesh is not None else contextlib.nullcontext():
             return _train(run, config, task, mesh)
 
 
+def directory_of(main: Callable[..., Any], config: cli.Options) -> Path:
+    """`--run-dir`, or runs/NAME, or runs/NAME-smoke for a rehearsal."""
+    name = cli.name_of(main) + ("-smoke" if config.smoke else "")
+    return config.run_dir or Path("runs") / name
+
+
+def open_run(main: Callable[..., Any], config: cli.Options, part: str = "") -> Run:
+    """Opens the run directory, says so if it is finished already."""
+    directory = directory_of(main, config) / part
+    settings = {"experiment": cli.name_of(main), **cli.to_json(config)}
+    run = Run.open(directory, settings, ignored=cli.FREE)
+    if run.finished:
+        print(f"{directory} is finished: summary.json has the result, --run-dir starts another")
+    return run
+
+
 def _train(run: Run, config: cli.Options, task: Task, mesh: Any) -> dict[str, Any]:
-    learner = seeded(resident(task.learner, task.batch_size))
+    learner = seeded(resident(task.learner, task.batch_size), data_axis=task.data_axis)
     data = jax.tree.map(jnp.asarray, dict(task.train))
     keys = jax.vmap(jax.random.key)(jnp.asarray(config.seeds, jnp.uint32))
-    state = jax.jit(learner.init)(keys, data)
+    state = task.start(jax.jit(learner.init)(keys, data))
     if mesh is not None:
         data, state = replicate(data, mesh), shard_state(state, mesh)
 
@@ -99,11 +123,10 @@ def _train(run: Run, config: cli.Options, task: Task, mesh: Any) -> dict[str, An
     run.rewind(step or -1)
 
     n = _updates_per_call(config, learner, state, data)
-    evaluate_test = evaluator(learner, task.test, batch_size=500)
+    judge = seeded(task.learner)
+    evaluate_test = evaluator(judge, task.test, batch_size=500)
     evaluate_validation = (
-        evaluator(learner, task.validation, batch_size=500)
-        if task.validation is not None
-        else None
+        evaluator(judge, task.validation, batch_size=500) if task.validation is not None else None
     )
     evaluation_key = jax.random.key(0)
 
@@ -138,32 +161,21 @@ def _train(run: Run, config: cli.Options, task: Task, mesh: Any) -> dict[str, An
     if task.pictures is not None:
         task.pictures(run.directory, _run_of(test, 0))
     draw_curves(run.read_metrics(), run.directory / "curves.png")
-    final = _per_run(test, task.derive)
-    summary = {
-        "metrics": summarise({f"test/{name}": values for name, values in final.items()}),
-        "before": {} if step else _before(run),
-        "runs": [
-            {
-                "seed": seed,
-                "hparams": {},
-                "metrics": {f"test/{name}": values[i] for name, values in final.items()},
-                "state_sha256": digest,
-            }
-            for i, (seed, digest) in enumerate(
-                zip(config.seeds, state_sha256_per_run(fitted.state, len(config.seeds)), strict=True)
-            )
-        ],
-        "input": {
-            "shape": list(task.train[task.input_name].shape[1:]),
-            "dtype": str(task.train[task.input_name].dtype),
+    final = {f"test/{name}": values for name, values in _per_run(test, task.derive).items()}
+    params = task.weights(fitted.state)["params"]
+    return finish(
+        run,
+        config,
+        final,
+        state=fitted.state,
+        before=_before(run),
+        input={
+            "shape": list(task.test[task.input_name].shape[1:]),
+            "dtype": str(task.test[task.input_name].dtype),
         },
-        "steps": config.steps,
-        "examples": config.steps * task.batch_size,
-        "parameters": sum(
-            leaf.size for leaf in jax.tree.leaves(task.weights(fitted.state)["params"])
-        )
-        // len(config.seeds),
-        "speed": {
+        examples=config.steps * task.batch_size,
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(params)) // len(config.seeds),
+        speed={
             "steps_this_session": fitted.steps,
             "steps_per_second": fitted.steps / max(fitted.train_seconds, 1e-9),
             "train_seconds": fitted.train_seconds,
@@ -171,6 +183,45 @@ def _train(run: Run, config: cli.Options, task: Task, mesh: Any) -> dict[str, An
             "updates_per_call": n,
             "flops_per_step_and_device": fitted.flops_per_step,
         },
+    )
+
+
+def finish(
+    run: Run,
+    config: cli.Options,
+    final: Mapping[str, list[float]],
+    *,
+    state: TrainState | None = None,
+    **details: Any,
+) -> dict[str, Any]:
+    """Writes `summary.json` and shows it.
+
+    Args:
+      run: the run directory.
+      config: the experiment's options.
+      final: by metric name, the value of each run, in the order of the seeds.
+      state: the final state with the runs on the first axis, for its fingerprints.
+      **details: what else to write, as JSON values.
+
+    Returns:
+      The summary.
+    """
+    seeds = config.seeds
+    digests = [None] * len(seeds) if state is None else state_sha256_per_run(state, len(seeds))
+    runs = [
+        {
+            "seed": seed,
+            "hparams": {},
+            "metrics": {name: values[i] for name, values in final.items()},
+            "state_sha256": digests[i],
+        }
+        for i, seed in enumerate(seeds)
+    ]
+    summary = {
+        "metrics": summarise(final),
+        "runs": runs,
+        "steps": config.steps,
+        **details,
         "command": shlex.join(["python", "-m", *_module_and_arguments()]),
         "environment": environment(),
     }
@@ -197,9 +248,7 @@ def _run_of(means: Means, run: int) -> dict[str, Mean]:
     }
 
 
-def _per_run(
-    means: Means, derive: Callable[[Means], dict[str, float]]
-) -> dict[str, list[float]]:
+def _per_run(means: Means, derive: Callable[[Means], dict[str, float]]) -> dict[str, list[float]]:
     """Numbers by name, one for each run; the runs are the first axis of every mean."""
     if not means:
         return {}
@@ -240,7 +289,9 @@ def _show(directory: Path, summary: Mapping[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("metric", "mean", "95 % interval", *[f"seed {r['seed']}" for r in summary["runs"]])
+    table = Table(
+        "metric", "mean", "95 % interval", *[f"seed {r['seed']}" for r in summary["runs"]]
+    )
     for name, metric in summary["metrics"].items():
         interval = metric["interval"]
         table.add_row(
@@ -251,11 +302,12 @@ def _show(directory: Path, summary: Mapping[str, Any]) -> None:
         )
     console = Console()
     console.print(table)
+    if "speed" in summary:
+        speed = summary["speed"]
+        console.print(
+            f"{speed['train_seconds']:.1f} s of training at {speed['steps_per_second']:.3g} "
+            f"steps/s, {speed['compile_seconds']:.1f} s of compilation",
+            highlight=False,
+        )
     pictures = ", ".join(sorted(path.name for path in directory.glob("*.png")))
-    speed = summary["speed"]
-    console.print(
-        f"{speed['train_seconds']:.1f} s of training at {speed['steps_per_second']:.3g} steps/s, "
-        f"{speed['compile_seconds']:.1f} s of compilation; {directory} has summary.json, "
-        f"metrics.csv, checkpoints, {pictures}",
-        highlight=False,
-    )
+    console.print(f"{directory}: summary.json, metrics.csv, {pictures}", highlight=False)

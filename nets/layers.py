@@ -58,17 +58,15 @@ def normalise(
       scale_init: initial scale; zero makes a residual branch start as nothing.
     """
     if norm == "batch":
-        layer = nn.BatchNorm(
+        return nn.BatchNorm(
             use_running_average=not train, momentum=momentum, epsilon=1e-5, scale_init=scale_init
-        )
-    elif norm == "layer":
-        layer = nn.LayerNorm(epsilon=1e-6, scale_init=scale_init)
-    elif norm == "group":
+        )(x)
+    if norm == "layer":
+        return nn.LayerNorm(epsilon=1e-6, scale_init=scale_init)(x)
+    if norm == "group":
         groups = math.gcd(32, x.shape[-1], max(1, x.shape[-1] // 4))
-        layer = nn.GroupNorm(num_groups=groups, epsilon=1e-5, scale_init=scale_init)
-    else:
-        return x
-    return layer(x)
+        return nn.GroupNorm(num_groups=groups, epsilon=1e-5, scale_init=scale_init)(x)
+    return x
 
 
 class StochasticDepth(nn.Module):

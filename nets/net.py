@@ -48,8 +48,11 @@ def from_linen(module: nn.Module, *, train_argument: str = "train") -> Net:
       A net whose `model_state` is every collection but `params`, by its name.
     """
 
+    def mode(train: bool) -> dict[str, Any]:
+        return {train_argument: train}
+
     def init(key: jax.Array, *inputs: Any) -> tuple[PyTree, PyTree]:
-        variables = dict(module.init(key, *inputs, **{train_argument: False}))
+        variables = dict(module.init(key, *inputs, **mode(False)))
         return variables.pop("params", {}), variables
 
     def apply(
@@ -65,7 +68,7 @@ def from_linen(module: nn.Module, *, train_argument: str = "train") -> Net:
                 *inputs,
                 rngs=None if key is None else {"dropout": key},
                 mutable=list(model_state) if train and model_state else False,
-                **{train_argument: train},
+                **mode(train),
             )
         except flax.errors.InvalidRngError:
             if key is None:
@@ -99,7 +102,8 @@ def from_nnx(make: Callable[["nnx.Rngs"], "nnx.Module"]) -> Net:
         return make(nnx.Rngs(params=key, default=jax.random.fold_in(key, 1)))
 
     def split(state: "nnx.State") -> tuple[PyTree, PyTree]:
-        params, model_state = {}, {}
+        params: dict[tuple[str, ...], Any] = {}
+        model_state: dict[tuple[str, ...], Any] = {}
         for path, variable in nnx.to_flat_state(state):
             if not isinstance(variable, drawn):
                 group = params if isinstance(variable, nnx.Param) else model_state
@@ -127,6 +131,7 @@ def from_nnx(make: Callable[["nnx.Rngs"], "nnx.Module"]) -> Net:
         filled = []
         for path, variable in nnx.to_flat_state(state):
             name = _names(path)
+            value: Any
             if isinstance(variable, nnx.RngKey):
                 value = fold_name(seed, "/".join(name))
             elif isinstance(variable, nnx.RngCount):

@@ -100,9 +100,7 @@ def alternating_flip(learner: Learner, steps_per_epoch: int) -> Learner:
         flags = augment.alternating_flags(
             fold_name(state.key, "flip"), batch["index"], state.step // steps_per_epoch
         )
-        return learner.update(
-            state, {**batch, "image": augment.flip_where(batch["image"], flags)}
-        )
+        return learner.update(state, {**batch, "image": augment.flip_where(batch["image"], flags)})
 
     return learner._replace(update=update)
 

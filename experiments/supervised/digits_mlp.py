@@ -20,7 +20,11 @@ from paradigms.core import optimizers
 from paradigms.data import augment
 from paradigms.supervised import classifier, derive_classification
 
-PUBLISHED = {"metric": "test/accuracy", "value": 0.981, "source": "5-NN on raw pixels, our measurement"}
+PUBLISHED = {
+    "metric": "test/accuracy",
+    "value": 0.981,
+    "source": "5-NN on raw pixels, our measurement",
+}
 
 
 @dataclass(frozen=True)

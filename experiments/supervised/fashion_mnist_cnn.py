@@ -50,9 +50,13 @@ class Config(cli.Options):
 def network(config: Config) -> Net:
     """uint8 images `[B, 28, 28, 1]` to logits `[B, 10]`."""
     if config.size == "small":
-        net = nets.cnn(10, features=(16, 32, 64), convolutions=2, dense=(), pool="mean", norm="batch")
+        net = nets.cnn(
+            10, features=(16, 32, 64), convolutions=2, dense=(), pool="mean", norm="batch"
+        )
     else:
-        net = nets.cnn(10, features=(32, 64, 128), convolutions=2, dense=(), pool="mean", norm="batch")
+        net = nets.cnn(
+            10, features=(32, 64, 128), convolutions=2, dense=(), pool="mean", norm="batch"
+        )
     net = nets.preprocess(net, augment.normalise(*augment.FASHION_MNIST))
     return nets.with_precision(net, config.precision)
 

@@ -209,9 +209,7 @@ def averaged(
     return Learner(init, update, evaluate)
 
 
-def lookahead(
-    learner: Learner, decay: optax.Schedule | float = 0.5, *, period: int = 5
-) -> Learner:
+def lookahead(learner: Learner, decay: optax.Schedule | float = 0.5, *, period: int = 5) -> Learner:
     """Lookahead (Zhang et al. 2019, arXiv:1907.08610, algorithm 1), batch statistics included.
 
     Every `period` updates the slow weights move towards the fast ones,

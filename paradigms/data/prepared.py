@@ -1,12 +1,17 @@
 """Sets prepared by tensorflow-datasets, read and written without TensorFlow."""
 
+import contextlib
 import difflib
 import hashlib
 import io
 import re
+import ssl
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -16,6 +21,7 @@ from paradigms.data.cache import Data
 
 _VERSION = re.compile(r"\d+\.\d+\.\d+", re.ASCII)
 _READ_AT_ONCE = 1_000  # records; one by one costs twice the time
+_ANSWER_SECONDS = 20
 
 
 def find(name: str, data_dir: Path) -> Path | None:
@@ -174,12 +180,13 @@ def official_order(split: str, size: int) -> np.ndarray:
 def download(name: str, split: str, folder: Path) -> dict[str, Path]:
     """Fetches the official files of one split through the download manager of tensorflow-datasets.
 
-    It takes the stock addresses, checks size and SHA-256, and does not fetch a file twice.
+    It takes the stock addresses and checks size and SHA-256.
 
     Args:
       name: a key of `official.SETS`.
       split: "train" or "test".
-      folder: the data folder; files go to `downloads/<name>` there.
+      folder: the data folder; the files go to `downloads/manual/<name>` there, a folder of their
+        own for each set, under their official names.
 
     Returns:
       Path by official file name.
@@ -188,20 +195,45 @@ def download(name: str, split: str, folder: Path) -> dict[str, Path]:
       InputError: no network; the message says which files to put where.
     """
     tfds = _tfds()
-    wanted = official.files_of(name, split)
-    addresses = {info.filename: url for url, info in tfds.builder_cls(name).url_infos.items()}
+    files = official.files_of(name, split)
+    infos = tfds.builder_cls(name).url_infos
+    by_file = {info.filename: url for url, info in infos.items()}
+    addresses = {file: by_file[file] for file in files}
+    target = folder / "downloads" / "manual" / name
     try:
+        # Without a network the manager would retry for minutes, a screen of warnings long.
+        if not _answers(addresses[files[0]]):
+            raise TimeoutError(f"no answer from {urlsplit(addresses[files[0]]).hostname}")
         manager = tfds.download.DownloadManager(
-            download_dir=folder / "downloads", dataset_name=name, max_simultaneous_downloads=4
+            download_dir=folder / "downloads", dataset_name=name, url_infos=infos
         )
-        paths = manager.download({file: addresses[file] for file in wanted})
-    except Exception as error:  # requests, urllib3, tfds and the file system each have their own.
+        target.mkdir(parents=True, exist_ok=True)
+        for file, path in manager.download(addresses).items():
+            # Another process may have fetched and moved the same file.
+            with contextlib.suppress(FileNotFoundError):
+                Path(path).replace(target / file)
+    except Exception as error:  # requests, tfds and the file system each have their own.
         reason = str(error).split("\n", 1)[0] or type(error).__name__
         raise InputError(
-            f"cannot download {name} ({reason}): without a network, put {' and '.join(wanted)} "
+            f"cannot download {name} ({reason}): without a network, put {' and '.join(files)} "
             f"into {folder / name}"
         ) from error
-    return {file: Path(path) for file, path in paths.items()}
+    return {file: target / file for file in files}
+
+
+def _answers(url: str) -> bool:
+    """Whether the server, or the proxy on the way to it, answers at all."""
+    request = urllib.request.Request(url, method="HEAD")
+    try:
+        urllib.request.urlopen(request, timeout=_ANSWER_SECONDS).close()
+    except urllib.error.HTTPError:
+        return True
+    except urllib.error.URLError as error:
+        # The download manager brings certificates of its own, and may trust this server.
+        return isinstance(error.reason, ssl.SSLError)
+    except OSError:
+        return False
+    return True
 
 
 def not_prepared(name: str, data_dir: Path) -> InputError:

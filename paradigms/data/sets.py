@@ -170,10 +170,11 @@ def _decode(name: str, split: str, folder: Path) -> Data:
 
 
 def _on_disk(name: str, split: str, folder: Path) -> dict[str, Path] | None:
-    for place in (folder / name, folder / "downloads" / "manual" / name):
-        files = official.find(name, split, place)
-        if files is not None:
-            return files
+    for root in (folder, cache.twin(folder)):
+        for place in (root / name, root / "downloads" / "manual" / name):
+            files = official.find(name, split, place)
+            if files is not None:
+                return files
     return None
 
 

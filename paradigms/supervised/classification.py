@@ -1,6 +1,6 @@
 """Classification: cross entropy on integer or soft labels, and what is reported about it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import chex

@@ -1,10 +1,15 @@
 """`load`, `prepare` and `digits`, and the command line."""
 
 import errno
+import io
 import logging
 import os
+import ssl
 import subprocess
 import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,14 +28,23 @@ def same(found, truth):
 
 
 @pytest.fixture
-def offline(monkeypatch):
-    """The download manager without a network."""
+def network(monkeypatch):
+    """A network whose every server sends the files that are put into this dict by name."""
     tfds = pytest.importorskip("tensorflow_datasets")
+    contents, asked = {}, []
 
-    def refuse(self, urls):
-        raise ConnectionError("Name or service not known\nand a long story")
+    def fetch(self, urls):
+        asked.append(urls)
+        paths = {}
+        for file in urls:
+            paths[file] = Path(self._download_dir) / f"{len(asked)}_{file}.tmp"
+            paths[file].write_bytes(contents[file])
+        return paths
 
-    monkeypatch.setattr(tfds.download.DownloadManager, "download", refuse)
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: io.BytesIO())
+    monkeypatch.setattr(tfds.download.DownloadManager, "download", fetch)
+    contents["asked"] = asked
+    return contents
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10"])
@@ -91,43 +105,85 @@ def test_the_folder_comes_from_the_environment(tiny, monkeypatch):
     same(data.load("mnist", "train"), tiny.truth["mnist"]["train"])
 
 
-def test_downloads_the_files_of_the_split_alone(tiny, tmp_path, monkeypatch):
-    tfds = pytest.importorskip("tensorflow_datasets")
-    asked = []
-
-    def fetch(self, urls):
-        asked.append(urls)
-        return {file: tiny.folder / "fashion_mnist" / file for file in urls}
-
-    monkeypatch.setattr(tfds.download.DownloadManager, "download", fetch)
-    found = data.load("fashion_mnist", "test", tmp_path / "elsewhere")
+def test_downloads_the_files_of_the_split_once(tiny, tmp_path, network, monkeypatch):
+    for file in (tiny.folder / "fashion_mnist").iterdir():
+        network[file.name] = file.read_bytes()
+    found = data.load("fashion_mnist", "test", tmp_path / "new")
     same(found, tiny.truth["fashion_mnist"]["test"])
     base = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
     files = ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz")
-    assert asked == [{file: base + file for file in files}]
+    assert network["asked"] == [{file: base + file for file in files}]
+    # The files stay, under their official names, in a folder of their own.
+    kept = tmp_path / "new" / "downloads" / "manual" / "fashion_mnist"
+    assert sorted(file.name for file in kept.iterdir()) == sorted(files)
+    (tmp_path / "new" / "fashion_mnist" / "decoded" / "test.npz").unlink()
+    same(data.load("fashion_mnist", "test", tmp_path / "new"), found)
+    assert len(network["asked"]) == 1
 
 
-def test_a_wrong_download_is_refused(tiny, tmp_path, monkeypatch):
-    tfds = pytest.importorskip("tensorflow_datasets")
-    monkeypatch.setattr(
-        tfds.download.DownloadManager,
-        "download",
-        lambda self, urls: {file: tiny.folder / "mnist" / file for file in urls},
-    )
+def test_downloads_for_a_read_only_folder_go_to_its_twin(tiny, network, cache_dir):
+    network.update({file.name: file.read_bytes() for file in (tiny.folder / "mnist").iterdir()})
+    folder = tiny.folder / "empty"
+    folder.mkdir(mode=0o555)
+    for _ in range(2):
+        same(data.load("mnist", "train", folder), tiny.truth["mnist"]["train"])
+        next(cache_dir.rglob("train.npz")).unlink()
+    assert list(folder.iterdir()) == []
+    assert len(network["asked"]) == 1
+
+
+def test_a_wrong_download_is_refused(tiny, tmp_path, network):
+    network.update({file.name: file.read_bytes() for file in (tiny.folder / "mnist").iterdir()})
     with pytest.raises(InputError, match="not the official file of Fashion-MNIST"):
-        data.load("fashion_mnist", "test", tmp_path / "elsewhere")
+        data.load("fashion_mnist", "test", tmp_path / "new")
 
 
-def test_no_network_is_one_line_that_says_what_to_do(tmp_path, offline):
-    with pytest.raises(InputError) as error:
+@pytest.mark.parametrize(
+    "error", [urllib.error.URLError("Name or service not known"), TimeoutError("timed out")]
+)
+def test_no_network_is_one_line_that_says_what_to_do(tmp_path, monkeypatch, error):
+    def refuse(request, timeout):
+        raise error
+
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    with pytest.raises(InputError) as raised:
         data.load("mnist", "train", tmp_path / "none")
-    message = str(error.value)
-    assert "\n" not in message
-    assert "Name or service not known" in message
-    assert "train-images-idx3-ubyte.gz and train-labels-idx1-ubyte.gz" in message
-    assert str(tmp_path / "none" / "mnist") in message
-    with pytest.raises(InputError, match=r"cifar-10-binary\.tar\.gz"):
+    assert str(raised.value) == (
+        "cannot download mnist (no answer from storage.googleapis.com): without a network, put "
+        "train-images-idx3-ubyte.gz and train-labels-idx1-ubyte.gz into "
+        f"{tmp_path / 'none' / 'mnist'}"
+    )
+    with pytest.raises(InputError, match=r"put cifar-10-binary\.tar\.gz into"):
         data.load("cifar10", "test", tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        urllib.error.HTTPError("http://x", 405, "HEAD is not allowed", {}, None),
+        urllib.error.URLError(ssl.SSLError("certificate verify failed")),
+    ],
+)
+def test_a_server_that_answers_oddly_is_asked_for_the_file(
+    tiny, tmp_path, network, monkeypatch, answer
+):
+    def odd(request, timeout):
+        raise answer
+
+    monkeypatch.setattr(urllib.request, "urlopen", odd)
+    network.update({file.name: file.read_bytes() for file in (tiny.folder / "mnist").iterdir()})
+    same(data.load("mnist", "test", tmp_path / "new"), tiny.truth["mnist"]["test"])
+
+
+def test_a_failed_download_is_one_line(tmp_path, network, monkeypatch):
+    tfds = pytest.importorskip("tensorflow_datasets")
+
+    def refuse(self, urls):
+        raise RuntimeError("HTTP code: 404.\nand more")
+
+    monkeypatch.setattr(tfds.download.DownloadManager, "download", refuse)
+    with pytest.raises(InputError, match=r"cannot download mnist \(HTTP code: 404\.\): without"):
+        data.load("mnist", "train", tmp_path / "none")
 
 
 @pytest.mark.parametrize(
@@ -268,6 +324,8 @@ def test_tensorflow_is_never_imported(tiny, tmp_path):
     (tmp_path / "tensorflow" / "__init__.py").write_text("raise AssertionError('imported')")
     code = f"""
 import sys
+import urllib.error
+import urllib.request
 from pathlib import Path
 from paradigms.data import prepared
 folder = Path({str(folder)!r})

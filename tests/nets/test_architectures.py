@@ -114,14 +114,14 @@ def test_strided_convolutions_are_centred():
 def test_zero_init_starts_blocks_as_their_shortcut(bottleneck):
     block = ResidualBlock(4, bottleneck=bottleneck, zero_init=True)
     x = jax.random.normal(KEY, (2, 4, 4, 16 if bottleneck else 4))
-    variables = block.init(KEY, x)
-    np.testing.assert_array_equal(block.apply(variables, x), nn.relu(x))
+    variables = jax.jit(block.init)(KEY, x)
+    np.testing.assert_array_equal(jax.jit(block.apply)(variables, x), nn.relu(x))
 
 
 def test_shortcut_a_subsamples_and_pads():
     block = ResidualBlock(4, stride=2, shortcut="A", zero_init=True)
     x = jax.random.normal(KEY, (2, 4, 4, 2))
-    y = block.apply(block.init(KEY, x), x)
+    y = jax.jit(block.apply)(jax.jit(block.init)(KEY, x), x)
     np.testing.assert_array_equal(y[..., :2], nn.relu(x[:, ::2, ::2]))
     np.testing.assert_array_equal(y[..., 2:], 0)
 
@@ -134,7 +134,7 @@ def test_resnet_kernels_are_he_normal_by_fan_out():
 def test_attention_is_that_of_flax():
     x = jax.random.normal(KEY, (2, 5, 12))
     mine = SelfAttention(3)
-    params = mine.init(KEY, x)["params"]
+    params = jax.eval_shape(mine.init, KEY, x)["params"]
     params = jax.tree.map(lambda leaf: jax.random.normal(KEY, leaf.shape) / 4, params)
     heads = {
         name: {
@@ -149,22 +149,23 @@ def test_attention_is_that_of_flax():
     }
     reference = nn.MultiHeadDotProductAttention(3)
     np.testing.assert_allclose(
-        mine.apply({"params": params}, x), reference.apply({"params": heads}, x, x), atol=1e-5
+        jax.jit(mine.apply)({"params": params}, x),
+        jax.jit(reference.apply)({"params": heads}, x, x),
+        atol=1e-5,
     )
 
 
 def test_vit_starts_with_uniform_logits_and_uses_positions():
     net = ViT(3, 4, 16, 1, 2, 32, pool="mean")
     x = jax.random.normal(KEY, (2, 8, 8, 3))
-    variables = net.init(KEY, x)
-    np.testing.assert_array_equal(net.apply(variables, x), 0)
-    params = variables["params"]
+    params, apply = jax.jit(net.init)(KEY, x)["params"], jax.jit(net.apply)
+    np.testing.assert_array_equal(apply({"params": params}, x), 0)
     params["head"]["kernel"] = jax.random.normal(KEY, (16, 3))
     turned = x[:, :, jnp.array([4, 5, 6, 7, 0, 1, 2, 3])]  # the patches, in another order
-    outputs = [net.apply({"params": params}, image) for image in (x, turned)]
+    outputs = [apply({"params": params}, image) for image in (x, turned)]
     assert not np.allclose(*outputs, atol=1e-4)
     params["positions"] = jnp.zeros_like(params["positions"])
-    outputs = [net.apply({"params": params}, image) for image in (x, turned)]
+    outputs = [apply({"params": params}, image) for image in (x, turned)]
     np.testing.assert_allclose(*outputs, atol=1e-5)
 
 
