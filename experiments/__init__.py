@@ -1,4 +1,4 @@
-"""Experiments that reproduce published results, one file each; `python -m experiments` lists them."""
+"""Experiments that reproduce published results; `python -m experiments` lists them."""
 
 from experiments.prediction import load
 

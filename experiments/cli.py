@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import Any, Literal, TypeVar, cast, get_type_hints
 
 from paradigms.core.errors import InputError, NonFiniteError
 
@@ -29,7 +29,7 @@ class Options:
     smoke: bool = False
     """A rehearsal on embedded data, under a minute on a CPU."""
     run_dir: Path | None = None
-    """Where everything goes; run again with the same directory, it resumes. By default runs/NAME."""
+    """Where everything goes, by default runs/NAME; with the same directory, a run resumes."""
     data_dir: Path | None = None
     """Where data sets are; by default $PARADIGMS_DATA_DIR, then ~/tensorflow_datasets."""
     mesh: str = ""
@@ -73,7 +73,7 @@ def prepare(config: Config) -> Config:
     if not config.seeds or len(set(config.seeds)) != len(config.seeds) or min(config.seeds) < 0:
         raise InputError(f"--seeds {config.seeds}: expected distinct numbers, none negative")
     if config.smoke:
-        config = config.rehearsal()
+        config = cast(Config, config.rehearsal())
     if config.steps < 1 or config.evaluate_every < 1:
         raise InputError(
             f"--steps {config.steps} --evaluate-every {config.evaluate_every}: expected at least 1"
@@ -109,7 +109,7 @@ def from_json(config_type: type[Config], values: dict[str, Any]) -> Config:
         raise InputError(
             f"config.json is of another version of this experiment: it differs in {differing}"
         )
-    restored = {
+    restored: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
     }
     for name in ("run_dir", "data_dir"):

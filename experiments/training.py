@@ -1,4 +1,4 @@
-"""What every experiment does around its learner: devices, seeds, run directory, resuming, report."""
+"""What every experiment does around its learner: devices, seeds, run directory, report."""
 
 import contextlib
 import math

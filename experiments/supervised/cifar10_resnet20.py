@@ -5,8 +5,8 @@ Published: 91.25 % test accuracy after 64,000 updates of 128 images (rate 0.1, d
 on). On two CPU cores an epoch takes minutes, so the full length wants an accelerator; a shorter run
 keeps the schedule's shape.
 
-  python -m experiments.supervised.cifar10_resnet20                          full length, accelerator
-  python -m experiments.supervised.cifar10_resnet20 --steps 1760 --seeds 0   5 epochs, a CPU curve
+  python -m experiments.supervised.cifar10_resnet20                         full length
+  python -m experiments.supervised.cifar10_resnet20 --steps 1760 --seeds 0  5 epochs, a CPU curve
 """
 
 import functools

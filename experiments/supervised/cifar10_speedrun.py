@@ -82,7 +82,7 @@ def six_views(net: Net) -> Net:
     ) -> tuple[jax.Array, PyTree]:
         if train:
             return net.apply(params, model_state, image, key=key, train=True)
-        logits = 0.0
+        logits = jnp.zeros(())
         for pixels, weight in ((0, 0.5), (1, 0.25), (-1, 0.25)):
             offset = jnp.full((len(image), 2), pixels)
             view = augment.shift(image, offset, "reflect")

@@ -20,4 +20,4 @@ class MissingExtraError(InputError):
 
 
 class NonFiniteError(ArithmeticError):
-    """Training produced NaN or infinity; the message names the step and the last good checkpoint."""
+    """Training produced NaN or infinity; the message names the step and where to go back to."""

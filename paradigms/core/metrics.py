@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 
-@flax.struct.dataclass
-class Mean:
+class Mean(flax.struct.PyTreeNode):
     """A weighted mean that has not been divided yet, so that it can be added.
 
     Means add exactly over steps, batches, episodes and devices, which averages of averages do not:

@@ -1,4 +1,4 @@
-"""Which examples make up batch number `step`: one permutation for device-resident and streamed data.
+"""Which examples make up batch number `step`: one order for resident and for streamed data.
 
 The batch is computed from (seed, step), so that resuming needs no iterator, and the order of the
 samples depends neither on the mesh nor on the number of processes.

@@ -15,8 +15,7 @@ def fold_name(key: jax.Array, name: str) -> jax.Array:
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
     """All that a run is, as one pytree of arrays: never functions, never optimisers.
 
     Whatever can be done to a pytree (map, shard, donate, save, stack over seeds) can therefore be

@@ -67,7 +67,7 @@ def classifier(
       net: gives logits `[B, K]`.
       optimizer: applied to the gradient of the mean loss over the examples that count.
       augment: `(key, image) -> image`, drawn anew at every update and never in evaluation.
-      mix: `(key, image, probabilities) -> (image, probabilities)`, mixup or cutmix, after `augment`.
+      mix: `(key, image, probabilities) -> (image, probabilities)`: mixup, cutmix; after `augment`.
       label_smoothing: see `cross_entropy`; evaluation never smooths.
       class_weights: see `cross_entropy`; the loss is divided by the sum of the examples' weights
         under the labels they have. Evaluation is unweighted.
