@@ -122,7 +122,8 @@ def _train(run: Run, config: cli.Options, task: Task, mesh: Any) -> dict[str, An
         print(f"resuming {run.directory} at step {step}", file=sys.stderr)
     run.rewind(step or -1)
 
-    n = _updates_per_call(config, learner, state, data)
+    interval = math.gcd(config.steps, config.evaluate_every)
+    n = updates_per_call(learner, state, data, interval)
     judge = seeded(task.learner)
     evaluate_test = evaluator(judge, task.test, batch_size=500)
     evaluate_validation = (
@@ -230,16 +231,15 @@ def finish(
     return summary
 
 
-def _updates_per_call(config: cli.Options, learner: Learner, state: TrainState, data: Any) -> int:
-    """How many updates to fuse into one dispatch.
+def updates_per_call(learner: Learner, state: TrainState, data: Any, interval: int) -> int:
+    """How many updates to fuse into one dispatch, a divisor of `interval`.
 
     Loops of convolutions are slow on the CPU backend, and there a dispatch costs little beside
     them; everywhere else fusing saves the dispatch (benchmarks/execution.py has the figures).
     """
-    if config.debug or loops_are_slow(learner.update, state, data):
+    if jax.config.jax_disable_jit or loops_are_slow(learner.update, state, data):
         return 1
-    intervals = math.gcd(config.steps, config.evaluate_every)
-    return max(n for n in range(1, _UPDATES_PER_CALL + 1) if intervals % n == 0)
+    return max(n for n in range(1, _UPDATES_PER_CALL + 1) if interval % n == 0)
 
 
 def _run_of(means: Means, run: int) -> dict[str, Mean]:

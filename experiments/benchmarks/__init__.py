@@ -1,0 +1,1 @@
+"""Benchmarks: measurements that need a quiet machine, kept out of the tests."""

@@ -1,0 +1,163 @@
+"""What each way of executing a learner costs, side by side in one process.
+
+For three networks (MLP, CNN, ResNet-20; batches of 128) the same updates run as
+
+  bare      a hand-written loop over one jitted update with its batch drawn inside
+  step      `fit`, one update to a dispatch
+  scanned   `fit`, n updates to a dispatch in a loop
+  unrolled  `fit`, n updates to a dispatch, written out
+  chunked   `fit`, n stacked batches to a dispatch, brought from the host
+  default   `fit` as the experiments run it on this backend
+
+Rounds of all modes are interleaved, so that a drift of the machine's speed meets them alike; each
+figure is the median over rounds, with the quartiles, of milliseconds per update. `over_bare` is the
+median over rounds of the ratio to the bare loop of the same round, minus one.
+
+  python -m experiments.benchmarks.execution            all, about 20 minutes on two CPU cores
+  python -m experiments.benchmarks.execution --nets mlp
+"""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import nets
+from experiments import training
+from nets.net import Net
+from paradigms.core import optimizers
+from paradigms.core.learner import Learner
+from paradigms.core.loop import fit
+from paradigms.core.record import environment
+from paradigms.core.transforms import chunked, repeated, resident
+from paradigms.supervised import classifier
+
+BATCH_SIZE = 128
+EXAMPLES = 2048
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of the benchmark."""
+
+    nets: tuple[Literal["mlp", "cnn", "resnet20"], ...] = ("mlp", "cnn", "resnet20")
+    """What to measure."""
+    rounds: int = 7
+    """Interleaved rounds, after one that is not counted."""
+    output: Path = Path("experiments/results/benchmarks/execution.json")
+    """Where the figures go."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network with the number of updates of a round, and of a dispatch where they are fused."""
+
+    net: Net
+    shape: tuple[int, ...]
+    updates: int
+    fused: int
+
+
+CASES = {
+    "mlp": Case(nets.mlp((256, 256), 10), (28, 28, 1), updates=400, fused=50),
+    "cnn": Case(
+        nets.cnn(10, features=(32, 64), dense=(128,), norm="batch"), (28, 28, 1), 16, fused=4
+    ),
+    "resnet20": Case(nets.resnet_cifar(20), (32, 32, 3), 4, fused=2),
+}
+
+
+def measure(case: Case, rounds: int) -> dict[str, Any]:
+    """Milliseconds per update of every mode, and seconds of compilation."""
+    random = np.random.default_rng(0)
+    data = {
+        "image": random.normal(size=(EXAMPLES, *case.shape)).astype(np.float32),
+        "label": random.integers(0, 10, EXAMPLES).astype(np.int32),
+    }
+    on_device = jax.tree.map(jnp.asarray, data)
+    learner = classifier(case.net, optimizers.sgd(0.01, 0.9))
+    drawn = resident(learner, BATCH_SIZE)
+    init = jax.jit(drawn.init)
+    bare = jax.jit(drawn.update, donate_argnums=0)
+
+    def start() -> Any:
+        return jax.block_until_ready(init(jax.random.key(0), on_device))
+
+    def run_bare() -> float:
+        state = start()
+        begin = time.perf_counter()
+        for _ in range(case.updates):
+            state, _ = bare(state, on_device)
+        jax.block_until_ready(state)
+        return time.perf_counter() - begin
+
+    def run_fit(fused: Learner, n: int, source: Callable[[int, int], Any]) -> Callable[[], float]:
+        return lambda: (
+            fit(fused, start(), source, steps=case.updates, steps_per_call=n).train_seconds
+        )
+
+    def stacked(step: int, n: int) -> dict[str, np.ndarray]:
+        rows = np.arange(step * BATCH_SIZE, (step + n) * BATCH_SIZE) % EXAMPLES
+        return {
+            name: array[rows].reshape(n, BATCH_SIZE, *array.shape[1:])
+            for name, array in data.items()
+        }
+
+    def whole(step: int, n: int) -> Any:
+        return on_device
+
+    n = case.fused
+    chosen = training.updates_per_call(drawn, start(), on_device, case.updates)
+    modes = {
+        "bare": run_bare,
+        "step": run_fit(repeated(drawn, 1), 1, whole),
+        "scanned": run_fit(repeated(drawn, n, unroll=False), n, whole),
+        "unrolled": run_fit(repeated(drawn, n, unroll=True), n, whole),
+        "chunked": run_fit(chunked(learner), n, stacked),
+        "default": run_fit(repeated(drawn, chosen), chosen, whole),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in modes}
+    for round_number in range(rounds + 1):
+        for name, run in modes.items():
+            elapsed = run()
+            if round_number:
+                seconds[name].append(elapsed)
+    result: dict[str, Any] = {"updates_per_dispatch": {"fused": n, "default": chosen}, "modes": {}}
+    for name, values in seconds.items():
+        quartiles = np.quantile(np.asarray(values) / case.updates * 1e3, (0.25, 0.5, 0.75))
+        over = np.median(np.asarray(values) / np.asarray(seconds["bare"])) - 1
+        result["modes"][name] = {
+            "milliseconds_per_update": float(quartiles[1]),
+            "quartiles": [float(quartiles[0]), float(quartiles[2])],
+            "over_bare": float(over),
+        }
+    return result
+
+
+def main(config: Config) -> None:
+    """Measures, writes the figures and prints them."""
+    results: dict[str, Any] = {"batch_size": BATCH_SIZE, "rounds": config.rounds, "nets": {}}
+    for name in config.nets:
+        results["nets"][name] = measure(CASES[name], config.rounds)
+        for mode, figures in results["nets"][name]["modes"].items():
+            low, high = figures["quartiles"]
+            print(
+                f"{name:9} {mode:9} {figures['milliseconds_per_update']:9.3f} ms  "
+                f"[{low:.3f}, {high:.3f}]  {figures['over_bare']:+.1%} over bare",
+                flush=True,
+            )
+    results["environment"] = environment()
+    config.output.parent.mkdir(parents=True, exist_ok=True)
+    config.output.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    import tyro
+
+    main(tyro.cli(Config, description=__doc__))

@@ -1,0 +1,112 @@
+"""Published numbers beside ours: a table for the screen, and the one in README.md."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.catalogue import ROOT, Claim
+from paradigms.core.errors import InputError
+
+README = ROOT.parent / "README.md"
+BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+
+_HEADER = (
+    "experiment",
+    "metric",
+    "published",
+    "ours",
+    "seeds",
+    "device",
+    "minutes",
+    "commit",
+    "command",
+)
+
+
+def show(claims: Sequence[Claim]) -> None:
+    """Prints a table of what there is: for people on a terminal, aligned text elsewhere."""
+    header = ("experiment", "what", "metric", "published", "ours")
+    rows = [
+        (
+            claim.experiment + claim.result.removeprefix(Path(claim.experiment).name),
+            claim.title,
+            claim.metric,
+            f"{claim.value:.4g}",
+            _ours(claim),
+        )
+        for claim in claims
+    ]
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(*header)
+        for row in rows:
+            table.add_row(*row)
+        Console().print(table)
+        return
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    for row in (header, *rows):
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print("  ".join(cells).rstrip())
+
+
+def markdown(claims: Sequence[Claim]) -> str:
+    """The table of README.md: misses first, then what was reached, then what was not run."""
+    ordered = sorted(claims, key=lambda claim: (claim.ours is None, not claim.missed))
+    rows = [_HEADER, ["-"] * len(_HEADER), *map(_row, ordered)]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def inserted(text: str, table: str) -> str:
+    """`text` with `table` in place of what is between the markers.
+
+    Raises:
+      InputError: there is not one pair of markers.
+    """
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end) or BEGIN in after or END in after:
+        raise InputError(f"README.md: expected one line {BEGIN} and after it one line {END}")
+    return f"{before}{BEGIN}\n{table}{END}{after}"
+
+
+def _row(claim: Claim) -> list[str]:
+    row = [claim.result, claim.metric, f"{claim.value:.4g} ({claim.source})", _ours(claim)]
+    if claim.summary is None:
+        return [*row, *[""] * (len(_HEADER) - len(row))]
+    environment = claim.summary["environment"]
+    return [
+        *row,
+        str(len(claim.summary["runs"])),
+        _device(environment),
+        _minutes(claim.summary),
+        f"{(environment['commit'] or 'unknown')[:9]}{'+' if environment['dirty'] else ''}",
+        f"`{claim.summary['command']}`",
+    ]
+
+
+def _ours(claim: Claim) -> str:
+    if claim.ours is None:
+        return "not run"
+    mean, interval = claim.ours["mean"], claim.ours["interval"]
+    if interval is None:
+        return f"{mean:.4g}"
+    return f"{mean:.4g} ({interval[0]:.4g} to {interval[1]:.4g})"
+
+
+def _device(environment: dict[str, Any]) -> str:
+    if environment["platform"] == "cpu":
+        return f"{environment['cpu_count']} CPU cores"
+    count = environment["device_count"]
+    return f"{count} x {environment['device']}" if count > 1 else environment["device"]
+
+
+def _minutes(summary: dict[str, Any]) -> str:
+    """Compiling and training all seeds; a run that was resumed is taken at its latest speed."""
+    speed = summary.get("speed")
+    if not speed or not speed["steps_this_session"]:
+        return ""
+    whole = summary["steps"] / speed["steps_this_session"]
+    return f"{(speed['train_seconds'] * whole + speed['compile_seconds']) / 60:.3g}"
