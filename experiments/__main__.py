@@ -1,9 +1,9 @@
 """Lists, runs and reports the experiments.
 
-  python -m experiments                                        all, with published number and ours
-  python -m experiments run supervised/digits_mlp --steps 100  one of them, with its own options
-  python -m experiments publish RUN_DIR [--as NAME]            keeps a finished run as our result
-  python -m experiments report [--check]                       writes the table in README.md
+python -m experiments                                        all, with published number and ours
+python -m experiments run supervised/digits_mlp --steps 100  one of them, with its own options
+python -m experiments publish RUN_DIR [--as NAME]            keeps a finished run as our result
+python -m experiments report [--check]                       writes the table in README.md
 """
 
 import argparse

@@ -1,11 +1,13 @@
 """From a dataclass to a command line: what every experiment's command shares."""
 
 import dataclasses
+import difflib
 import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, TypeVar, cast, get_type_hints
 
 from paradigms.core.errors import InputError, NonFiniteError
@@ -56,9 +58,16 @@ def run(main: Callable[[Config], None], config_type: type[Config]) -> None:
     import tyro
 
     module = sys.modules[main.__module__]
-    config = tyro.cli(config_type, description=module.__doc__)
+    config, unknown = tyro.cli(
+        config_type,
+        prog=f"python -m experiments.{name_of(main).replace('/', '.')}",
+        description=module.__doc__,
+        return_unknown_args=True,
+    )
     try:
+        _refuse(unknown, config_type)
         config = prepare(config)
+        _check_network(module, config)
         main(config)
     except InputError as error:
         _leave(str(error), 2)
@@ -70,8 +79,12 @@ def run(main: Callable[[Config], None], config_type: type[Config]) -> None:
 
 def prepare(config: Config) -> Config:
     """Checks the shared options, applies `--smoke`, and sets the process up for `--debug`."""
-    if not config.seeds or len(set(config.seeds)) != len(config.seeds) or min(config.seeds) < 0:
-        raise InputError(f"--seeds {config.seeds}: expected distinct numbers, none negative")
+    seeds = config.seeds
+    if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0 or max(seeds) >= 2**32:
+        raise InputError(
+            f"--seeds {' '.join(map(str, seeds)) or '(none)'}: expected distinct numbers from 0 to "
+            "2**32 - 1"
+        )
     if config.smoke:
         config = cast(Config, config.rehearsal())
     if config.steps < 1 or config.evaluate_every < 1:
@@ -115,6 +128,23 @@ def from_json(config_type: type[Config], values: dict[str, Any]) -> Config:
     for name in ("run_dir", "data_dir"):
         restored[name] = None if values[name] is None else Path(values[name])
     return config_type(**restored)
+
+
+def _refuse(unknown: list[str], config_type: type[Options]) -> None:
+    """Names the first argument that is no option, in one line with the options most like it."""
+    if unknown:
+        options = [f"--{name.replace('_', '-')}" for name in get_type_hints(config_type)]
+        near = difflib.get_close_matches(unknown[0], options)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        raise InputError(f"unknown option {unknown[0]}: {hint}--help lists all")
+
+
+def _check_network(module: ModuleType, config: Options) -> None:
+    """Builds the net, which costs nothing, for `nets` knows no `InputError`."""
+    try:
+        module.network(config)
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
 def _leave(message: str, status: int) -> None:

@@ -8,14 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import cli
+from experiments import catalogue, cli
 from nets.net import Net
 from paradigms.core.checkpoint import Checkpoints
 from paradigms.core.errors import InputError
 from paradigms.core.record import read_config, read_summary
 from paradigms.core.state import PyTree
-
-_ROOT = Path(__file__).parent
 
 
 class Trained(NamedTuple):
@@ -37,8 +35,12 @@ class Trained(NamedTuple):
         """The output of run number `run` for a batch of raw inputs, for instance `[B, H, W, C]`.
 
         Raises:
-          InputError: the inputs have another shape or dtype than those of the training data.
+          InputError: the inputs have another shape or dtype than those of the training data, or
+            there is no such run.
         """
+        runs = len(jax.tree.leaves(self.weights)[0])
+        if not 0 <= run < runs:  # jax would take the last one
+            raise InputError(f"there is no run {run}: the directory holds {runs}, counted from 0")
         inputs = np.asarray(inputs)
         if inputs.shape[1:] != self.example.shape[1:] or inputs.dtype != self.example.dtype:
             raise InputError(
@@ -63,9 +65,8 @@ def load(run_dir: Path | str) -> Trained:
     """
     settings = read_config(run_dir)
     name = settings.pop("experiment", None)
-    known = [path.relative_to(_ROOT).with_suffix("").as_posix() for path in _ROOT.glob("*/*.py")]
     # The name comes from a file, so it is looked up, never imported on trust.
-    if name not in known:
+    if name not in catalogue.names():
         raise InputError(f"{run_dir}: config.json names experiment {name!r}, which does not exist")
     module = importlib.import_module(f"experiments.{str(name).replace('/', '.')}")
     config = cli.from_json(module.Config, settings)

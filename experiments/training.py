@@ -296,9 +296,9 @@ def _show(directory: Path, summary: Mapping[str, Any]) -> None:
         interval = metric["interval"]
         table.add_row(
             name,
-            f"{metric['mean']:.4f}",
+            _shown(metric["mean"]),
             "" if interval is None else f"{interval[0]:.4f} to {interval[1]:.4f}",
-            *[f"{value:.4f}" for value in metric["values"]],
+            *map(_shown, metric["values"]),
         )
     console = Console()
     console.print(table)
@@ -311,3 +311,8 @@ def _show(directory: Path, summary: Mapping[str, Any]) -> None:
         )
     pictures = ", ".join(sorted(path.name for path in directory.glob("*.png")))
     console.print(f"{directory}: summary.json, metrics.csv, {pictures}", highlight=False)
+
+
+def _shown(value: float | None) -> str:
+    """A number of the summary, which has None for what is not finite."""
+    return "not finite" if value is None else f"{value:.4f}"

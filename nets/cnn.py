@@ -26,10 +26,11 @@ class CNN(nn.Module):
 
     num_classes: int
     features: Sequence[int] = (32, 64)
-    convolutions: int = 1
+    convolutions: Sequence[int] = (1, 1)
     kernel_size: int = 3
     dense: Sequence[int] = (256,)
     pool: Pool = "flatten"
+    pool_first: bool = False
     norm: Norm = None
     activation: Activation = "relu"
     dropout: float = 0.0
@@ -39,8 +40,10 @@ class CNN(nn.Module):
         """Maps images `x[B, H, W, C]` to logits `[B, num_classes]`."""
         act = activation_function(self.activation)
         init = nn.initializers.he_normal()
-        for block, width in enumerate(self.features):
-            for _ in range(self.convolutions):
+        for block, (width, count) in enumerate(zip(self.features, self.convolutions, strict=True)):
+            # Pooling just before the mean over all places would only throw places away.
+            pools = self.pool == "flatten" or block < len(self.features) - 1
+            for convolution in range(count):
                 x = nn.Conv(
                     width,
                     (self.kernel_size, self.kernel_size),
@@ -49,10 +52,12 @@ class CNN(nn.Module):
                     kernel_init=init,
                     conv_general_dilated=conv_general_dilated,
                 )(x)
+                here = pools and convolution == count - 1
+                if here and self.pool_first:
+                    x = max_pool(x)
                 x = act(normalise(x, self.norm, train=train))
-            # Pooling just before the mean over all places would only throw places away.
-            if self.pool == "flatten" or block < len(self.features) - 1:
-                x = max_pool(x)
+                if here and not self.pool_first:
+                    x = max_pool(x)
         x = x.mean((1, 2)) if self.pool == "mean" else x.reshape(x.shape[0], -1)
         for width in self.dense:
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
@@ -66,10 +71,11 @@ def cnn(
     num_classes: int,
     *,
     features: Sequence[int] = (32, 64),
-    convolutions: int = 1,
+    convolutions: int | Sequence[int] = 1,
     kernel_size: int = 3,
     dense: Sequence[int] = (256,),
     pool: Pool = "flatten",
+    pool_first: bool = False,
     norm: Norm = None,
     activation: Activation = "relu",
     dropout: float = 0.0,
@@ -83,27 +89,39 @@ def cnn(
     Args:
       num_classes: width of the output.
       features: width of each block; a 2x2 max-pool follows each (but the last before a mean).
-      convolutions: how many in each block, stride 1, zero-padded to keep the size.
+      convolutions: how many in each block, or one number for each; stride 1, zero-padded to keep
+        the size.
       kernel_size: side of their kernels.
       dense: widths of the hidden dense layers.
       pool: how the last map becomes a vector, "flatten" or "mean" (over all places).
+      pool_first: max-pool between the convolution and its norm, where norm and activation cost a
+        quarter, in place of after the activation.
       norm: after each convolution and hidden dense layer: "batch", "layer", "group" or None.
       activation: by name or as a function.
       dropout: rate before each dense layer.
 
     Raises:
-      ValueError: unknown name, or rate outside [0, 1).
+      ValueError: unknown name, rate outside [0, 1), or convolutions that do not fit the features.
     """
     check_options(activation, norm, dropout)
     check_choice("pool", pool, ("flatten", "mean"))
+    per_block = (
+        (convolutions,) * len(features) if isinstance(convolutions, int) else tuple(convolutions)
+    )
+    if len(per_block) != len(features) or min(per_block, default=1) < 1:
+        raise ValueError(
+            f"convolutions {convolutions}: expected a positive number, or one for each of the "
+            f"{len(features)} blocks"
+        )
     return from_linen(
         CNN(
             num_classes=num_classes,
             features=tuple(features),
-            convolutions=convolutions,
+            convolutions=per_block,
             kernel_size=kernel_size,
             dense=tuple(dense),
             pool=pool,
+            pool_first=pool_first,
             norm=norm,
             activation=activation,
             dropout=dropout,

@@ -2,7 +2,7 @@
 
 Published, in the table of the data set's README: 92.5 % with fewer than 100,000 parameters, and
 93.4 % with two convolutions and batch norm. Ours are stacks of 3x3 convolutions with batch norm,
-trained with flips, shifts and cutout; the test set is read once, after the last update.
+trained with flips and shifts; the test set is read once, after the last update.
 
   python -m experiments.supervised.fashion_mnist_cnn               3 seeds, under 100,000 parameters
   python -m experiments.supervised.fashion_mnist_cnn --size large  3 seeds, the larger network
@@ -31,32 +31,36 @@ PUBLISHED = {
 class Config(cli.Options):
     """Options of this experiment."""
 
-    steps: int = 8600
-    evaluate_every: int = 860
+    steps: int = 5160
+    """12 epochs."""
+    evaluate_every: int = 430
     size: Literal["small", "large"] = "small"
     """Below 100,000 parameters, or not."""
     batch_size: int = 128
     learning_rate: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    max_shift: int = 2
+    max_shift: int = 1
     """Largest shift of the augmentation, in pixels."""
-    cutout: int = 8
-    """Side of the square that cutout erases, in pixels."""
     validation: int = 5000
     """Training examples that are held out to draw the curves."""
 
 
 def network(config: Config) -> Net:
     """uint8 images `[B, 28, 28, 1]` to logits `[B, 10]`."""
-    if config.size == "small":
-        net = nets.cnn(
-            10, features=(16, 32, 64), convolutions=2, dense=(), pool="mean", norm="batch"
-        )
-    else:
-        net = nets.cnn(
-            10, features=(32, 64, 128), convolutions=2, dense=(), pool="mean", norm="batch"
-        )
+    features, convolutions = {
+        "small": ((16, 32, 64), (2, 2, 2)),
+        "large": ((32, 64, 96), (1, 2, 2)),
+    }[config.size]
+    net = nets.cnn(
+        10,
+        features=features,
+        convolutions=convolutions,
+        dense=(),
+        pool="mean",
+        pool_first=True,
+        norm="batch",
+    )
     net = nets.preprocess(net, augment.normalise(*augment.FASHION_MNIST))
     return nets.with_precision(net, config.precision)
 
@@ -75,9 +79,7 @@ def main(config: Config) -> None:
             optimizers.sgd(
                 schedule, config.momentum, nesterov=True, weight_decay=config.weight_decay
             ),
-            augment=augment.compose(
-                augment.flip(), augment.translate(config.max_shift), augment.cutout(config.cutout)
-            ),
+            augment=augment.compose(augment.flip(), augment.translate(config.max_shift)),
         ),
         train=splits.train,
         batch_size=config.batch_size,

@@ -11,6 +11,7 @@ import numpy as np
 from paradigms.core import metrics as metrics_lib
 from paradigms.core.errors import InputError, NonFiniteError
 from paradigms.core.learner import Batch, Learner, Metrics
+from paradigms.core.sampling import common_length
 from paradigms.core.state import TrainState
 
 Source = Callable[[int, int], Batch]
@@ -84,12 +85,15 @@ def fit(
         return Fitted(state, 0, 0.0, 0.0, None)
 
     compile_start = time.perf_counter()
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    compiled = (
-        jax.jit(learner.update, donate_argnums=0, out_shardings=(shardings, None))
-        .lower(state, source(start, steps_per_call))
-        .compile()
-    )
+    update, flops = learner.update, None
+    if not jax.config.jax_disable_jit:  # under --debug every operation runs on its own
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+        update = (
+            jax.jit(learner.update, donate_argnums=0, out_shardings=(shardings, None))
+            .lower(state, source(start, steps_per_call))
+            .compile()
+        )
+        flops = (update.cost_analysis() or {}).get("flops")
     compile_seconds = time.perf_counter() - compile_start
 
     pending: list[tuple[int, Metrics]] = []
@@ -105,26 +109,21 @@ def fit(
 
     train_start = last_fetch = time.perf_counter()
     for step in range(start, steps, steps_per_call):
-        state, stacked = compiled(state, source(step, steps_per_call))
+        state, stacked = update(state, source(step, steps_per_call))
         pending.append((step, stacked))
         done = step + steps_per_call
+        if step == start:
+            _check_first_call(_step_of(state) - start, stacked, steps_per_call)
         due = [i for i, (n, _) in enumerate(callbacks) if done % n == 0 or done == steps]
         if step == start or due or time.perf_counter() - last_fetch > _SECONDS_BETWEEN_FETCHES:
             fetch()
             last_fetch = time.perf_counter()
-        if step == start and _step_of(state) != done:
-            raise InputError(
-                f"one call of update did {_step_of(state) - start} updates, but steps_per_call is "
-                f"{steps_per_call}: wrap the learner in repeated(..., {steps_per_call}) or chunked"
-            )
         for i in due:
             callbacks[i].callback(done, gathered[i], state)
             gathered[i] = {}
     fetch()
     jax.block_until_ready(state)
     train_seconds = time.perf_counter() - train_start
-    cost = compiled.cost_analysis() or {}
-    flops = cost.get("flops")
     return Fitted(
         state,
         steps - start,
@@ -144,20 +143,25 @@ def evaluator(
 
     Args:
       learner: its `evaluate` must honour `mask`, float32 `[B]`.
-      data: arrays `[N, ...]`.
+      data: arrays `[N, ...]`; a `mask` among them weighs the examples.
       batch_size: examples in a batch.
 
     Returns:
       `(state, key) -> metrics`, summed over the set; batch `i` gets a key folded with `i`.
+
+    Raises:
+      InputError: there is no example, the arrays differ in length, or the batch is empty.
     """
-    size = len(next(iter(data.values())))
+    size = common_length(data, "evaluator")
+    if batch_size < 1:
+        raise InputError(f"evaluator(batch_size={batch_size}): expected at least 1")
     batch_size = min(batch_size, size)
     batches = -(-size // batch_size)
     index = np.arange(batches * batch_size).reshape(batches, batch_size)
     mask = jnp.asarray(index < size, jnp.float32)
     index = np.where(index < size, index, 0)
     padded = {name: jnp.asarray(np.asarray(array)[index]) for name, array in data.items()}
-    padded["mask"] = mask
+    padded["mask"] = mask * padded.get("mask", 1.0)
 
     @jax.jit
     def one(state: TrainState, data: Batch, i: jax.Array, key: jax.Array) -> Metrics:
@@ -183,22 +187,37 @@ def _check_intervals(
 ) -> None:
     if steps_per_call < 1:
         raise InputError(f"steps_per_call={steps_per_call}: expected at least 1")
-    intervals = {"steps": steps, "the step to resume from": start}
+    intervals = {"steps": steps}
+    if start:
+        intervals["the step to resume from"] = start
     intervals |= {f"the interval of callback {i}": n for i, (n, _) in enumerate(callbacks)}
     for name, interval in intervals.items():
-        if interval % steps_per_call or (interval < 1 and interval != start):
+        if interval % steps_per_call or interval < 1:
             raise InputError(
                 f"{name} is {interval}: expected a positive multiple of steps_per_call, "
                 f"{steps_per_call}"
             )
 
 
+def _check_first_call(updates: int, stacked: Metrics, steps_per_call: int) -> None:
+    axes = {mean.count.shape[:1] for mean in stacked.values()}
+    if updates != steps_per_call or not axes <= {(steps_per_call,)}:
+        raise InputError(
+            f"one call of update did {updates} updates and gave metrics with first axes "
+            f"{sorted(axes)}, but steps_per_call is {steps_per_call}: wrap the learner in "
+            f"repeated(..., {steps_per_call}) or chunked, outermost"
+        )
+
+
 def _check_finite(first_step: int, stacked: Metrics, last_good: Callable[[], str]) -> None:
+    found = []
     for name, mean in stacked.items():
-        finite = np.isfinite(mean.total)
-        if not finite.all():
-            update = int(np.argwhere(~finite)[0][0]) if np.ndim(finite) else 0
-            raise NonFiniteError(
-                f"{name} is not finite at step {first_step + update + 1}: {last_good()}; lower the "
-                "learning rate, clip the gradient (max_norm), or look with --debug"
-            )
+        broken = np.argwhere(~np.isfinite(mean.total))
+        if len(broken):
+            found.append((int(broken[0][0]), name))
+    if found:
+        update, name = min(found)
+        raise NonFiniteError(
+            f"{name} is not finite at step {first_step + update + 1}: {last_good()}; lower the "
+            "learning rate, clip the gradient (max_norm), or look with --debug"
+        )

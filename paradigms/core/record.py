@@ -132,6 +132,12 @@ class Run:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if kind is not None and issubclass(kind, InputError) and not self.resumed:
+            # A mistake that was found before anything was measured must not keep the directory from
+            # the command that mends it.
+            held = {entry.name for entry in self.directory.iterdir()}
+            if held == {_LOCK, _CONFIG}:
+                (self.directory / _CONFIG).unlink()
         self.close()
 
     def log(self, step: int, values: Mapping[str, float | Sequence[float]]) -> None:

@@ -4,11 +4,14 @@ The batch is computed from (seed, step), so that resuming needs no iterator, and
 samples depends neither on the mesh nor on the number of processes.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from paradigms.core.errors import InputError
-from paradigms.core.state import fold_name
+from paradigms.core.state import PyTree, fold_name
 
 # Each round moves an index with probability one half; the tests look at single positions, at
 # neighbouring pairs and at fixed points, and cannot tell half as many rounds from a uniform draw.
@@ -75,6 +78,32 @@ def batch_indices(key: jax.Array, step: jax.Array, size: int, batch_size: int) -
     epoch, batch = jnp.divmod(jnp.asarray(step, jnp.int32), steps_per_epoch)
     position = batch * batch_size + jnp.arange(batch_size, dtype=jnp.int32)
     return permute(jax.random.fold_in(key, epoch), position, size)
+
+
+def common_length(data: PyTree, where: str) -> int:
+    """The number of examples in a data set, a tree of arrays `[N, ...]`.
+
+    Args:
+      data: the arrays.
+      where: who asks, for the message.
+
+    Raises:
+      InputError: there is no example, or the arrays do not have equally many.
+    """
+
+    def length(leaf: Any) -> int | None:
+        return np.shape(leaf)[0] if np.ndim(leaf) else None
+
+    lengths = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): length(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(data)
+    }
+    size = min((n or 0 for n in lengths.values()), default=0)
+    if size < 1 or set(lengths.values()) != {size}:
+        raise InputError(
+            f"{where}: expected arrays of one length, one row per example, got lengths {lengths}"
+        )
+    return size
 
 
 def _mix(x: jax.Array) -> jax.Array:

@@ -45,8 +45,8 @@ class TrainState(flax.struct.PyTreeNode):
 
     @classmethod
     def create(cls, key: jax.Array, params: PyTree, **fields: PyTree) -> "TrainState":
-        """A state at step 0."""
-        return cls(step=jnp.zeros((), jnp.int32), key=key, params=params, **fields)
+        """A state at step 0, with a copy of `key`, so that donating the state leaves the key."""
+        return cls(step=jnp.zeros((), jnp.int32), key=jnp.copy(key), params=params, **fields)
 
     def rng(self, name: str) -> jax.Array:
         """The key of stream `name` at this step: a function of (seed, step, name) alone.

@@ -18,7 +18,7 @@ from paradigms.core.ema import ema
 from paradigms.core.errors import InputError
 from paradigms.core.learner import Batch, Learner, Metrics
 from paradigms.core.mesh import constrain_batch
-from paradigms.core.sampling import batch_indices, data_key
+from paradigms.core.sampling import batch_indices, common_length, data_key
 from paradigms.core.state import PyTree, TrainState
 
 Method = Literal["vmap", "map", "unroll"]
@@ -74,10 +74,13 @@ def resident(learner: Learner, batch_size: int) -> Learner:
 
     Returns:
       A learner whose batch is a dict of arrays `[N, ...]`.
+
+    Raises:
+      InputError: the arrays differ in length, or the batch is empty or larger than the data set.
     """
 
     def draw(key: jax.Array, step: jax.Array, data: Mapping[str, jax.Array]) -> Batch:
-        size = jax.tree.leaves(dict(data))[0].shape[0]
+        size = common_length(dict(data), "resident")
         index = batch_indices(data_key(key), step, size, batch_size)
         batch = jax.tree.map(lambda leaf: leaf.at[index].get(mode="clip"), dict(data))
         return constrain_batch({**batch, "index": index})
@@ -109,6 +112,11 @@ def seeded(
     """
 
     def init(keys: jax.Array, example: Batch) -> TrainState:
+        if not jnp.ndim(keys):
+            raise InputError(
+                "seeded: init got one key, expected keys [S], one for each run: "
+                "jax.random.split(key, S)"
+            )
         return _over_runs(learner.init, keys, example, "map", data_axis)
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -277,12 +285,23 @@ def _over_runs(
     data_axis: int | None,
 ) -> Any:
     """Applies `function(run, batch)` to each run, stacked on the first axis of every leaf."""
+    count = jax.tree.leaves(runs)[0].shape[0]
     if data_axis is not None:
         batch = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, data_axis, 0), batch)
+        if (given := common_length(batch, f"seeded(data_axis={data_axis})")) != count:
+            raise InputError(
+                f"seeded(data_axis={data_axis}): the batch has data for {given} runs and there are "
+                f"{count}"
+            )
 
     def one(run_and_batch: tuple[Any, Batch]) -> Any:
         run, own = run_and_batch
         return function(run, batch if data_axis is None else own)
+
+    def alone(run_and_batch: tuple[Any, Batch]) -> Any:
+        # XLA would fuse a run with the slicing around it, and then round in another way.
+        barrier = jax.lax.optimization_barrier
+        return barrier(one(barrier(run_and_batch)))
 
     stacked = (runs, None if data_axis is None else batch)
     if method is None:
@@ -294,10 +313,9 @@ def _over_runs(
     if method == "vmap":
         return jax.vmap(one)(stacked)
     if method == "map":
-        return jax.lax.map(one, stacked)
+        return jax.lax.map(alone, stacked)
     if method == "unroll":
-        count = jax.tree.leaves(runs)[0].shape[0]
-        results = [one(jax.tree.map(lambda leaf: leaf[i], stacked)) for i in range(count)]  # noqa: B023
+        results = [alone(jax.tree.map(lambda leaf: leaf[i], stacked)) for i in range(count)]  # noqa: B023
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
     raise InputError(f"method {method!r}: expected 'vmap', 'map', 'unroll' or None")
 
@@ -307,4 +325,6 @@ def _weights(state: TrainState) -> dict[str, PyTree]:
 
 
 def _with_copy(state: TrainState, name: str) -> TrainState:
-    return state.replace(target={**state.target, name: _weights(state)})
+    # A copy, because one buffer under two names cannot be donated.
+    weights = jax.tree.map(jnp.copy, _weights(state))
+    return state.replace(target={**state.target, name: weights})

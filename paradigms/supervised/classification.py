@@ -113,6 +113,7 @@ def classifier(
 
     def evaluate(state: TrainState, batch: Batch, key: jax.Array) -> Metrics:
         logits, _ = net.apply(state.params, state.model_state, batch[input_name], key=key)
+        _check_logits(logits, batch["label"], class_weights)
         return classification_metrics(logits, batch["label"], _mask(batch, len(logits)))
 
     return minimise(loss_of, optimizer, init=init, evaluate=evaluate)
@@ -136,7 +137,7 @@ def classification_metrics(logits: jax.Array, label: jax.Array, mask: jax.Array)
     confidence = probabilities.max(-1)
     # Bins are (0, 1/15], (1/15, 2/15], ... as in Guo et al. 2017.
     bins = jnp.clip(jnp.ceil(confidence * CALIBRATION_BINS) - 1, 0, CALIBRATION_BINS - 1)
-    in_bin = mask[:, None] * jax.nn.one_hot(bins, CALIBRATION_BINS)
+    in_bin = mask[:, None] * jax.nn.one_hot(bins.astype(jnp.int32), CALIBRATION_BINS)
     true = _probabilities(label, classes) * mask[:, None]
     predicted = jax.nn.one_hot(logits.argmax(-1), classes)
     metrics = {

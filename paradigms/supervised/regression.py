@@ -28,7 +28,7 @@ def huber(prediction: jax.Array, target: jax.Array, delta: float = 1.0) -> jax.A
     With delta 1 an error of 0.5 costs 0.125 and an error of 3 costs 2.5.
     """
     chex.assert_equal_shape((prediction, target))
-    losses = optax.losses.huber_loss(prediction.astype(jnp.float32), target, delta)
+    losses = optax.losses.huber_loss(prediction.astype(jnp.float32), target, delta=delta)
     return losses.reshape(len(losses), -1).mean(-1)
 
 
@@ -59,7 +59,7 @@ def regressor(
     """
     if loss not in ("squared", "huber"):
         raise InputError(f"regressor(loss={loss!r}): expected 'squared' or 'huber'")
-    if delta <= 0:
+    if not delta > 0:
         raise InputError(f"regressor(delta={delta}): expected a positive number")
 
     def losses_of(prediction: jax.Array, target: jax.Array) -> jax.Array:

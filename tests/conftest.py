@@ -1,0 +1,20 @@
+"""What tests of several folders share."""
+
+from collections.abc import Iterator
+
+import jax
+import pytest
+
+
+@pytest.fixture
+def compilations() -> Iterator[list[str]]:
+    """Names of what the compiler was called for since the test began, or since `clear`."""
+    events: list[str] = []
+
+    def listen(name: str, *_: object, **__: object) -> None:
+        if "backend_compile" in name:
+            events.append(name)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield events
+    jax.monitoring.unregister_event_duration_listener(listen)

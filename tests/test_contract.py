@@ -1,0 +1,354 @@
+"""What every learner promises, whatever it learns.
+
+Each public function of `paradigms` that is annotated `-> Learner` has a line in `CASES`; one that
+has none fails `test_every_learner_has_a_case`. To add a learner, add its line: a small instance
+with plain SGD, whose arithmetic does not amplify rounding, and a batch.
+"""
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import nets
+import paradigms
+from paradigms.core import transforms
+from paradigms.core.checkpoint import Checkpoints
+from paradigms.core.learner import Learner, minimise
+from paradigms.core.metrics import Mean
+from paradigms.supervised import classifier, regressor
+
+SEEDS = 3
+STEPS = 5
+
+
+class Case(NamedTuple):
+    """One learner to examine.
+
+    Attributes:
+      learner: the learner.
+      batch: what its `update` takes.
+      held_out: what its `evaluate` takes, with rows on the first axis of every array; by default
+        `batch`.
+      runs: how many keys its `init` takes; None for one key alone.
+    """
+
+    learner: Learner
+    batch: Any
+    held_out: Any = None
+    runs: int | None = None
+
+    def key(self, seed: int) -> jax.Array:
+        """What `init` takes for `seed`."""
+        key = jax.random.key(seed)
+        return key if self.runs is None else jax.random.split(key, self.runs)
+
+    def examples(self) -> Any:
+        """What `evaluate` takes."""
+        return self.batch if self.held_out is None else self.held_out
+
+
+def numbers(*shape: int) -> jax.Array:
+    return jax.random.normal(jax.random.key(len(shape)), shape)
+
+
+def labels(*shape: int) -> jax.Array:
+    return jax.random.randint(jax.random.key(7), shape, 0, 7)
+
+
+# Batch norm has state without gradients, dropout draws random numbers: both are in the net.
+NET = nets.mlp((8,), 7, norm="batch", dropout=0.2)
+SGD = optax.sgd(0.05)
+LABELLED = {"x": numbers(6, 4), "label": labels(6)}
+TARGETS = {"x": numbers(6, 4), "target": numbers(6, 7)}
+STACKED = {"x": numbers(3, 6, 4), "label": labels(3, 6)}
+
+
+def classify(optimizer: optax.GradientTransformation = SGD) -> Learner:
+    return classifier(NET, optimizer, input_name="x", label_smoothing=0.1)
+
+
+def fit_a_line() -> Learner:
+    def loss(params, state, batch):
+        noise = 0.1 * jax.random.normal(state.rng("noise"), batch["target"].shape)
+        losses = jnp.square(batch["x"] @ params - batch["target"] - noise).mean(-1)
+        mean = Mean.of(losses, batch.get("mask"))
+        return mean.value(), ({"loss": mean}, {"seen": state.model_state["seen"] + 1})
+
+    def init(key, batch):
+        return 0.1 * jax.random.normal(key, (4, 7)), {"seen": jnp.zeros((), jnp.int32)}
+
+    def evaluate(state, batch, key):
+        losses = jnp.square(batch["x"] @ state.params - batch["target"]).mean(-1)
+        return {"loss": Mean.of(losses, batch.get("mask"))}
+
+    return minimise(loss, SGD, init=init, evaluate=evaluate)
+
+
+def sweep() -> Learner:
+    grid = {"learning_rate": jnp.array([0.1, 0.01])}
+    return transforms.swept(lambda h: classify(optax.sgd(h["learning_rate"])), grid)
+
+
+CASES: dict[str, Callable[[], Case]] = {
+    "paradigms.core.learner.minimise": lambda: Case(fit_a_line(), TARGETS),
+    "paradigms.core.transforms.repeated": lambda: Case(
+        transforms.repeated(classify(), 2), LABELLED
+    ),
+    "paradigms.core.transforms.chunked": lambda: Case(
+        transforms.chunked(classify()), STACKED, LABELLED
+    ),
+    "paradigms.core.transforms.resident": lambda: Case(
+        transforms.resident(classify(), 4), LABELLED
+    ),
+    "paradigms.core.transforms.seeded": lambda: Case(
+        transforms.seeded(classify()), LABELLED, runs=2
+    ),
+    "paradigms.core.transforms.swept": lambda: Case(sweep(), LABELLED),
+    "paradigms.core.transforms.averaged": lambda: Case(
+        transforms.averaged(classify(), 0.9, model_state="average"), LABELLED
+    ),
+    "paradigms.core.transforms.lookahead": lambda: Case(
+        transforms.lookahead(classify(), period=2), LABELLED
+    ),
+    "paradigms.supervised.classification.classifier": lambda: Case(classify(), LABELLED),
+    "paradigms.supervised.regression.regressor": lambda: Case(
+        regressor(NET, SGD, loss="huber"), TARGETS
+    ),
+}
+
+
+def constructors() -> set[str]:
+    """The public functions that are annotated `-> Learner`, by their full names."""
+    found = set()
+    for module in pkgutil.walk_packages(paradigms.__path__, "paradigms."):
+        for name, function in vars(importlib.import_module(module.name)).items():
+            if (
+                inspect.isfunction(function)
+                and function.__module__ == module.name
+                and not name.startswith("_")
+                and inspect.signature(function).return_annotation in (Learner, "Learner")
+            ):
+                found.add(f"{module.name}.{name}")
+    return found
+
+
+def test_every_learner_has_a_case():
+    found = constructors()
+    missing = sorted(found - set(CASES))
+    assert not missing, (
+        f"no contract for {missing}: add to CASES in tests/test_contract.py for each a line "
+        f'"{missing[0]}": lambda: Case({missing[0].rpartition(".")[2]}(...), batch)'
+    )
+    assert not set(CASES) - found, "a case without a constructor annotated `-> Learner`"
+
+
+class Subject:
+    """A case with its compiled functions, which its tests share."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        self.init = jax.jit(case.learner.init)
+        self.update = jax.jit(case.learner.update)
+        self.evaluate = jax.jit(case.learner.evaluate)
+        self.start = self.init(case.key(0), case.batch)
+
+    def train(self, state: Any, steps: int) -> tuple[Any, list[Any]]:
+        """Calls `update` `steps` times."""
+        metrics = []
+        for _ in range(steps):
+            state, reported = self.update(state, self.case.batch)
+            metrics.append(reported)
+        return state, metrics
+
+
+@pytest.fixture(scope="module", params=sorted(CASES))
+def subject(request: pytest.FixtureRequest) -> Subject:
+    return Subject(CASES[request.param]())
+
+
+def host(tree: Any) -> Any:
+    """A copy in numpy, keys as their numbers."""
+
+    def copy(leaf: jax.Array) -> np.ndarray:
+        is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return np.array(jax.random.key_data(leaf) if is_key else leaf)
+
+    return jax.tree.map(copy, tree)
+
+
+def assert_same(first: Any, second: Any) -> None:
+    """Equal to the last bit, in values, shapes and dtypes."""
+    first, second = host(first), host(second)
+    assert jax.tree.structure(first) == jax.tree.structure(second)
+    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+
+
+def assert_close(first: Any, second: Any, tolerance: float) -> None:
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance),
+        host(first),
+        host(second),
+    )
+
+
+def at(tree: Any, i: int) -> Any:
+    return jax.tree.map(lambda leaf: leaf[i], tree)
+
+
+def stack(trees: list[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def test_update_learns_and_advances(subject):
+    state, metrics = subject.train(subject.start, 2)
+    before, after = host(subject.start), host(state)
+    changed = [(a != b).any() for a, b in zip(*map(jax.tree.leaves, (before, after)), strict=True)]
+    assert any(changed) and (after.step > before.step).all()
+    assert_same(state.key, subject.start.key)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(host(metrics)))
+
+
+def test_update_is_a_fixed_point_of_shapes_dtypes_and_weak_types(subject):
+    def forms(tree):
+        return jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype), leaf.weak_type), tree)
+
+    made = jax.eval_shape(subject.init, subject.case.key(0), subject.case.batch)
+    updated, _ = jax.eval_shape(subject.update, made, subject.case.batch)
+    assert forms(updated) == forms(made)
+    assert updated.step.dtype == jnp.int32
+    assert jax.dtypes.issubdtype(updated.key.dtype, jax.dtypes.prng_key)
+
+
+def test_metrics_are_float32_means(subject):
+    _, metrics = jax.eval_shape(subject.update, subject.start, subject.case.batch)
+    evaluated = jax.eval_shape(
+        subject.evaluate, subject.start, subject.case.examples(), jax.random.key(0)
+    )
+    for means in (metrics, evaluated):
+        assert "loss" in means
+        for name, mean in means.items():
+            assert isinstance(mean, Mean), name
+            assert mean.total.shape == mean.count.shape, name
+            assert mean.total.dtype == mean.count.dtype == jnp.float32, name
+
+
+def test_functions_are_pure(subject):
+    case = subject.case
+    arguments = (case.key(0), case.batch, case.examples(), subject.start)
+    before = host(arguments)
+    for _ in range(2):
+        assert_same(subject.init(case.key(0), case.batch), subject.start)
+    first = subject.update(subject.start, case.batch)
+    assert_same(subject.update(subject.start, case.batch), first)
+    key = jax.random.key(1)
+    evaluated = subject.evaluate(subject.start, case.examples(), key)
+    assert_same(subject.evaluate(subject.start, case.examples(), key), evaluated)
+    assert_same(arguments, before)
+    other = subject.init(case.key(1), case.batch)
+    assert any((a != b).any() for a, b in zip(*map(leaves_of, (other, subject.start)), strict=True))
+
+
+def leaves_of(state: Any) -> list[np.ndarray]:
+    return jax.tree.leaves(host(state.params))
+
+
+def test_the_jitted_learner_is_the_learner(subject):
+    with jax.disable_jit():
+        state, metrics = subject.case.learner.update(subject.start, subject.case.batch)
+    jitted, jitted_metrics = subject.update(subject.start, subject.case.batch)
+    assert_close((state, metrics), (jitted, jitted_metrics), 1e-5)
+
+
+def test_a_scan_is_a_loop(subject):
+    case = subject.case
+
+    @jax.jit
+    def scan(state, batch):
+        return jax.lax.scan(lambda state, _: case.learner.update(state, batch), state, length=STEPS)
+
+    looped, metrics = subject.train(subject.start, STEPS)
+    scanned, stacked = scan(subject.start, case.batch)
+    # XLA fuses a loop's body in another way than a whole program, so sums round differently.
+    assert_close(scanned, looped, 1e-6)
+    assert_close(stacked, stack(metrics), 1e-6)
+
+
+@pytest.fixture(scope="module")
+def separate(subject):
+    """What each seed gives by itself."""
+    case = subject.case
+    runs = [subject.train(subject.init(case.key(i), case.batch), STEPS) for i in range(SEEDS)]
+    return [(state, stack(metrics)) for state, metrics in runs]
+
+
+@pytest.mark.parametrize("method", ["map", "unroll", "vmap"])
+def test_seeds_together_are_seeds_apart(subject, separate, method):
+    case = subject.case
+    seeded = transforms.seeded(case.learner, method=method)
+    keys = jnp.stack([case.key(i) for i in range(SEEDS)])
+    state = jax.jit(seeded.init)(keys, case.batch)
+    update = jax.jit(seeded.update)
+    metrics = []
+    for _ in range(STEPS):
+        state, reported = update(state, case.batch)
+        metrics.append(reported)
+    for i, (alone, alone_metrics) in enumerate(separate):
+        together = (at(state, i), jax.tree.map(lambda leaf, i=i: leaf[:, i], stack(metrics)))
+        if method == "vmap":
+            assert_close(together, (alone, alone_metrics), 1e-5)
+        else:
+            assert_same(together, (alone, alone_metrics))
+
+
+def test_a_run_resumes_to_the_last_bit(subject, tmp_path):
+    whole, _ = subject.train(subject.start, 10)
+    checkpoints, state = Checkpoints(tmp_path), subject.start
+    for step in range(0, 10, 2):
+        state, _ = subject.train(state, 2)
+        checkpoints.save(step + 2, state)
+        state = checkpoints.restore(jax.eval_shape(subject.init, *arguments(subject)))
+    assert_same(state, whole)
+
+
+def arguments(subject: Subject) -> tuple[Any, Any]:
+    return subject.case.key(0), subject.case.batch
+
+
+def test_the_second_call_compiles_nothing(subject, tmp_path, compilations):
+    update = jax.jit(lambda *inputs: subject.case.learner.update(*inputs))
+    checkpoints = Checkpoints(tmp_path)
+    state, _ = update(subject.start, subject.case.batch)
+    assert compilations
+    checkpoints.save(1, state)
+    restored = checkpoints.restore(state)
+    compilations.clear()
+    for start in (state, restored):
+        for _ in range(2):
+            start, _ = update(start, subject.case.batch)
+    assert not compilations
+
+
+def test_evaluation_honours_the_mask(subject):
+    case, key = subject.case, jax.random.key(0)
+    state, _ = subject.train(subject.start, 1)
+    held_out = case.examples()
+    rows = len(jax.tree.leaves(held_out)[0])
+    mask = jnp.arange(rows) < rows - 2
+    kept = jax.tree.map(lambda leaf: leaf[: rows - 2], held_out)
+    # What is masked could hold anything.
+    spoilt = jax.tree.map(lambda leaf: leaf.at[rows - 2 :].set(1), held_out)
+    masked = subject.evaluate(state, {**spoilt, "mask": jnp.float32(mask)}, key)
+    assert_close(masked, subject.evaluate(state, kept, key), 1e-6)
+    everything = subject.evaluate(state, {**held_out, "mask": jnp.ones(rows)}, key)
+    assert_close(everything, subject.evaluate(state, held_out, key), 1e-6)
+    assert (np.asarray(masked["loss"].count) == rows - 2).all()
