@@ -83,12 +83,13 @@ def train(
     Returns:
       The summary, as in `summary.json`.
     """
+    started = environment()  # before hours pass in which the source may change
     with open_run(main, config, part) as run:
         if run.finished:
             return run.summary()
         mesh = make_mesh(config.mesh) if parse_mesh(config.mesh) else None
         with jax.set_mesh(mesh) if mesh is not None else contextlib.nullcontext():
-            return _train(run, config, task, mesh)
+            return _train(run, config, task, mesh, started)
 
 
 def directory_of(main: Callable[..., Any], config: cli.Options) -> Path:
@@ -107,7 +108,9 @@ def open_run(main: Callable[..., Any], config: cli.Options, part: str = "") -> R
     return run
 
 
-def _train(run: Run, config: cli.Options, task: Task, mesh: Any) -> dict[str, Any]:
+def _train(
+    run: Run, config: cli.Options, task: Task, mesh: Any, started: dict[str, Any]
+) -> dict[str, Any]:
     learner = seeded(resident(task.learner, task.batch_size), data_axis=task.data_axis)
     data = jax.tree.map(jnp.asarray, dict(task.train))
     keys = jax.vmap(jax.random.key)(jnp.asarray(config.seeds, jnp.uint32))
@@ -168,6 +171,7 @@ def _train(run: Run, config: cli.Options, task: Task, mesh: Any) -> dict[str, An
         run,
         config,
         final,
+        started,
         state=fitted.state,
         before=_before(run),
         input={
@@ -191,6 +195,7 @@ def finish(
     run: Run,
     config: cli.Options,
     final: Mapping[str, list[float]],
+    started: Mapping[str, Any],
     *,
     state: TrainState | None = None,
     **details: Any,
@@ -201,6 +206,7 @@ def finish(
       run: the run directory.
       config: the experiment's options.
       final: by metric name, the value of each run, in the order of the seeds.
+      started: `environment()` at the start of the process that finishes the run.
       state: the final state with the runs on the first axis, for its fingerprints.
       **details: what else to write, as JSON values.
 
@@ -224,7 +230,7 @@ def finish(
         "steps": config.steps,
         **details,
         "command": shlex.join(["python", "-m", *_module_and_arguments()]),
-        "environment": environment(),
+        "environment": dict(started),
     }
     run.finish(summary)
     _show(run.directory, summary)

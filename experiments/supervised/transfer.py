@@ -24,6 +24,7 @@ from experiments.prediction import load_weights
 from nets.net import Net
 from paradigms import data
 from paradigms.core import optimizers
+from paradigms.core.record import environment
 from paradigms.core.state import PyTree, TrainState
 from paradigms.data import augment
 from paradigms.data.cache import Data
@@ -89,6 +90,7 @@ def evaluation_only(net: Net) -> Net:
 
 def main(config: Config) -> None:
     """Pretrains once, then probes, fine-tunes and starts from scratch on every draw."""
+    started = environment()
     with training.open_run(main, config) as run:
         if run.finished:
             return
@@ -116,7 +118,7 @@ def main(config: Config) -> None:
         values = {f"test/{way}": list(of_way) for way, of_way in accuracy.items()}
         for way in ("probe", "finetune"):
             values[f"gain/{way}"] = list(map(float, accuracy[way] - scratch))
-        training.finish(run, config, values)
+        training.finish(run, config, values, started)
 
 
 def _use(

@@ -1,0 +1,81 @@
+"""The same seed gives the same bits: again, alone, and after being killed."""
+
+import json
+import signal
+
+import pytest
+from conftest import SHORT
+
+# Kills its own process when the checkpoint of a step is about to be saved, or has just been.
+KILLED = """
+import os, runpy, signal, sys
+from paradigms.core.checkpoint import Checkpoints
+
+when, step = sys.argv[1], int(sys.argv[2])
+save = Checkpoints.save
+
+def save_and_die(self, now, state):
+    if when == "after" or now != step:
+        save(self, now, state)
+    if now == step:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Checkpoints.save = save_and_die
+sys.argv[1:] = sys.argv[3:]
+runpy.run_module("experiments.supervised.digits_mlp", run_name="__main__", alter_sys=True)
+"""
+
+
+def digests(directory):
+    runs = json.loads((directory / "summary.json").read_text())["runs"]
+    return [run["state_sha256"] for run in runs]
+
+
+def test_a_killed_run_ends_as_one_that_was_not(python, finished, tmp_path):
+    command = [*SHORT, "--run-dir", tmp_path]
+    # First when the metrics of a step are written and its checkpoint is not, then the reverse.
+    for when, step, left in (("before", 20, ["0"]), ("after", 20, ["0", "20"])):
+        killed = python("-c", KILLED, when, step, *command)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        assert not (tmp_path / "summary.json").exists()
+        whole = [path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
+        assert sorted(whole) == left
+    resumed = python("-m", "experiments.supervised.digits_mlp", *command)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "at step 20" in resumed.stderr
+    assert digests(tmp_path) == digests(finished)
+    assert (tmp_path / "metrics.csv").read_bytes() == (finished / "metrics.csv").read_bytes()
+
+
+def test_each_run_is_the_run_of_its_seed_alone(python, finished, tmp_path):
+    alone = SHORT[:5] + ("1",) + SHORT[7:]
+    done = python("-m", "experiments.supervised.digits_mlp", *alone, "--run-dir", tmp_path)
+    assert done.returncode == 0, done.stderr
+    first, second = digests(finished)
+    assert digests(tmp_path) == [second] != [first]
+    rows = (finished / "metrics.csv").read_text().splitlines()[1:]
+    of_second = ["0" + row[1:] for row in rows if row.startswith("1,")]
+    assert (tmp_path / "metrics.csv").read_text().splitlines()[1:] == of_second
+
+
+def test_a_finished_run_says_so_and_stays_as_it_is(python, finished):
+    before = {path: path.stat().st_mtime_ns for path in finished.glob("*.*")}
+    again = python("-m", "experiments.supervised.digits_mlp", *SHORT, "--run-dir", finished)
+    assert again.returncode == 0
+    assert "is finished" in again.stdout
+    assert {path: path.stat().st_mtime_ns for path in finished.glob("*.*")} == before
+
+
+def test_the_summary_says_how_it_was_made(finished):
+    summary = json.loads((finished / "summary.json").read_text())
+    start = "python -m experiments.supervised.digits_mlp --steps 40 --evaluate-every 20"
+    assert summary["command"].startswith(start)
+    assert summary["steps"] == 40
+    assert [run["seed"] for run in summary["runs"]] == [0, 1]
+    assert set(summary["environment"]) >= {"jax", "commit", "device", "python"}
+    values = [run["metrics"]["test/accuracy"] for run in summary["runs"]]
+    assert summary["metrics"]["test/accuracy"]["values"] == values
+    assert summary["metrics"]["test/accuracy"]["mean"] == pytest.approx(sum(values) / 2)
+    assert len(summary["before"]["validation/accuracy"]) == 2
+    for picture in ("curves.png", "confusion.png"):
+        assert (finished / picture).read_bytes().startswith(b"\x89PNG")

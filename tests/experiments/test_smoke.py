@@ -1,0 +1,47 @@
+"""Every experiment's rehearsal: offline, from its command line, and it learns."""
+
+import json
+import resource
+
+import numpy as np
+import pytest
+
+from experiments import catalogue
+
+# Over twenty seconds on one CPU core.
+SLOW = {"supervised/cifar10_resnet20", "supervised/cifar10_speedrun", "supervised/transfer"}
+COMMANDS = [(name,) for name in catalogue.names()]
+COMMANDS.append(("supervised/fashion_mnist_cnn", "--size", "large"))
+
+
+def is_slow(command):
+    return command[0] in SLOW or "large" in command
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(command, marks=[pytest.mark.slow] if is_slow(command) else [])
+        for command in COMMANDS
+    ],
+    ids=lambda command: "_".join(command),
+)
+def test_smoke_learns_offline(python, tmp_path, command):
+    name, *options = command
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    module = f"experiments.{name.replace('/', '.')}"
+    done = python("-m", module, "--smoke", *options, "--run-dir", tmp_path)
+    seconds = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
+    assert done.returncode == 0, done.stderr
+    assert "test/" in done.stdout
+    # A minute of the processor's time, which a busy machine takes longer to give.
+    assert seconds < 60
+    learnt = []
+    for path in tmp_path.rglob("summary.json"):
+        summary = json.loads(path.read_text())
+        for metric, values in summary.get("before", {}).items():
+            if metric == "validation/accuracy":
+                after = summary["metrics"]["test/accuracy"]["mean"]
+                learnt.append(after - np.mean(values))
+    assert learnt
+    assert min(learnt) > 0.05
