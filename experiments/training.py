@@ -243,7 +243,8 @@ def updates_per_call(learner: Learner, state: TrainState, data: Any, interval: i
     Loops of convolutions are slow on the CPU backend, and there a dispatch costs little beside
     them; everywhere else fusing saves the dispatch (benchmarks/execution.py has the figures).
     """
-    if jax.config.jax_disable_jit or loops_are_slow(learner.update, state, data):
+    unfused = jax.config.jax_disable_jit  # type: ignore[attr-defined]
+    if unfused or loops_are_slow(learner.update, state, data):
         return 1
     return max(n for n in range(1, _UPDATES_PER_CALL + 1) if interval % n == 0)
 

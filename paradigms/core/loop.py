@@ -86,7 +86,8 @@ def fit(
 
     compile_start = time.perf_counter()
     update, flops = learner.update, None
-    if not jax.config.jax_disable_jit:  # under --debug every operation runs on its own
+    # Under --debug every operation runs on its own.
+    if not jax.config.jax_disable_jit:  # type: ignore[attr-defined]
         shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
         update = (
             jax.jit(learner.update, donate_argnums=0, out_shardings=(shardings, None))

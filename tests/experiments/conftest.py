@@ -49,6 +49,12 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Command:
     return run
 
 
+@pytest.fixture
+def short() -> tuple[str, ...]:
+    """The options of `finished`."""
+    return SHORT
+
+
 @pytest.fixture(scope="session")
 def finished(python: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run directory of a short, uninterrupted run of digits_mlp; only to be read."""
