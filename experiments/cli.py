@@ -91,6 +91,8 @@ def prepare(config: Config) -> Config:
         raise InputError(
             f"--steps {config.steps} --evaluate-every {config.evaluate_every}: expected at least 1"
         )
+    if getattr(config, "batch_size", 1) < 1:
+        raise InputError("--batch-size: expected at least 1")
     if config.debug:
         import jax
 

@@ -186,7 +186,7 @@ def _train(
             "train_seconds": fitted.train_seconds,
             "compile_seconds": fitted.compile_seconds,
             "updates_per_call": n,
-            "flops_per_step_and_device": fitted.flops_per_step,
+            "flops_per_update": _flops(task, data),
         },
     )
 
@@ -247,6 +247,19 @@ def updates_per_call(learner: Learner, state: TrainState, data: Any, interval: i
     if unfused or loops_are_slow(learner.update, state, data):
         return 1
     return max(n for n in range(1, _UPDATES_PER_CALL + 1) if interval % n == 0)
+
+
+def _flops(task: Task, data: Any) -> float | None:
+    """XLA's count of floating-point operations in one update of one run, before optimisation.
+
+    The compiled program of a whole session would not do: XLA counts the body of a loop once.
+    """
+    learner = resident(task.learner, task.batch_size)
+    if task.data_axis is not None:
+        data = jax.tree.map(lambda leaf: leaf[0], data)
+    state = jax.eval_shape(learner.init, jax.random.key(0), data)
+    cost = jax.jit(learner.update).lower(state, data).cost_analysis()
+    return None if cost is None else cost.get("flops")
 
 
 def _run_of(means: Means, run: int) -> dict[str, Mean]:

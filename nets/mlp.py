@@ -52,7 +52,9 @@ def mlp(
       dropout: rate after each hidden layer.
 
     Raises:
-      ValueError: unknown name, or rate outside [0, 1).
+      ValueError: unknown name, rate outside [0, 1), or a width below 1.
     """
     check_options(activation, norm, dropout)
+    if min((*features, num_outputs)) < 1:
+        raise ValueError(f"mlp: widths {(*features, num_outputs)} must all be at least 1")
     return from_linen(MLP(tuple(features), num_outputs, activation, norm, dropout))

@@ -25,7 +25,7 @@ from paradigms.core.learner import Learner, minimise
 from paradigms.core.metrics import Mean
 from paradigms.supervised import classifier, regressor
 
-SEEDS = 3
+SEEDS = 2
 STEPS = 5
 
 
@@ -59,66 +59,56 @@ def numbers(*shape: int) -> jax.Array:
     return jax.random.normal(jax.random.key(len(shape)), shape)
 
 
-def labels(*shape: int) -> jax.Array:
-    return jax.random.randint(jax.random.key(7), shape, 0, 7)
-
-
 # Batch norm has state without gradients, dropout draws random numbers: both are in the net.
 NET = nets.mlp((8,), 7, norm="batch", dropout=0.2)
 SGD = optax.sgd(0.05)
-LABELLED = {"x": numbers(6, 4), "label": labels(6)}
+LABELLED = {"x": numbers(6, 4), "label": jnp.arange(6)}
 TARGETS = {"x": numbers(6, 4), "target": numbers(6, 7)}
-STACKED = {"x": numbers(3, 6, 4), "label": labels(3, 6)}
+STACKED = {"x": numbers(3, 6, 4), "target": numbers(3, 6, 7)}
 
 
-def classify(optimizer: optax.GradientTransformation = SGD) -> Learner:
-    return classifier(NET, optimizer, input_name="x", label_smoothing=0.1)
+def line(optimizer: optax.GradientTransformation = SGD) -> Learner:
+    """Noisy least squares, with a running mean: all that a net has, and quick to compile."""
 
-
-def fit_a_line() -> Learner:
     def loss(params, state, batch):
         noise = 0.1 * jax.random.normal(state.rng("noise"), batch["target"].shape)
         losses = jnp.square(batch["x"] @ params - batch["target"] - noise).mean(-1)
         mean = Mean.of(losses, batch.get("mask"))
-        return mean.value(), ({"loss": mean}, {"seen": state.model_state["seen"] + 1})
+        running = 0.9 * state.model_state["mean"] + 0.1 * batch["x"].mean(0)
+        return mean.value(), ({"loss": mean}, {"mean": running})
 
     def init(key, batch):
-        return 0.1 * jax.random.normal(key, (4, 7)), {"seen": jnp.zeros((), jnp.int32)}
+        return 0.1 * jax.random.normal(key, (4, 7)), {"mean": jnp.zeros(4)}
 
     def evaluate(state, batch, key):
-        losses = jnp.square(batch["x"] @ state.params - batch["target"]).mean(-1)
+        centred = batch["x"] - state.model_state["mean"]
+        losses = jnp.square(centred @ state.params - batch["target"]).mean(-1)
         return {"loss": Mean.of(losses, batch.get("mask"))}
 
-    return minimise(loss, SGD, init=init, evaluate=evaluate)
+    return minimise(loss, optimizer, init=init, evaluate=evaluate)
 
 
 def sweep() -> Learner:
     grid = {"learning_rate": jnp.array([0.1, 0.01])}
-    return transforms.swept(lambda h: classify(optax.sgd(h["learning_rate"])), grid)
+    return transforms.swept(lambda h: line(optax.sgd(h["learning_rate"])), grid)
 
 
 CASES: dict[str, Callable[[], Case]] = {
-    "paradigms.core.learner.minimise": lambda: Case(fit_a_line(), TARGETS),
-    "paradigms.core.transforms.repeated": lambda: Case(
-        transforms.repeated(classify(), 2), LABELLED
-    ),
-    "paradigms.core.transforms.chunked": lambda: Case(
-        transforms.chunked(classify()), STACKED, LABELLED
-    ),
-    "paradigms.core.transforms.resident": lambda: Case(
-        transforms.resident(classify(), 4), LABELLED
-    ),
-    "paradigms.core.transforms.seeded": lambda: Case(
-        transforms.seeded(classify()), LABELLED, runs=2
-    ),
-    "paradigms.core.transforms.swept": lambda: Case(sweep(), LABELLED),
+    "paradigms.core.learner.minimise": lambda: Case(line(), TARGETS),
+    "paradigms.core.transforms.repeated": lambda: Case(transforms.repeated(line(), 2), TARGETS),
+    "paradigms.core.transforms.chunked": lambda: Case(transforms.chunked(line()), STACKED, TARGETS),
+    "paradigms.core.transforms.resident": lambda: Case(transforms.resident(line(), 4), TARGETS),
+    "paradigms.core.transforms.seeded": lambda: Case(transforms.seeded(line()), TARGETS, runs=2),
+    "paradigms.core.transforms.swept": lambda: Case(sweep(), TARGETS),
     "paradigms.core.transforms.averaged": lambda: Case(
-        transforms.averaged(classify(), 0.9, model_state="average"), LABELLED
+        transforms.averaged(line(), 0.9, model_state="average"), TARGETS
     ),
     "paradigms.core.transforms.lookahead": lambda: Case(
-        transforms.lookahead(classify(), period=2), LABELLED
+        transforms.lookahead(line(), period=2), TARGETS
     ),
-    "paradigms.supervised.classification.classifier": lambda: Case(classify(), LABELLED),
+    "paradigms.supervised.classification.classifier": lambda: Case(
+        classifier(NET, SGD, input_name="x", label_smoothing=0.1), LABELLED
+    ),
     "paradigms.supervised.regression.regressor": lambda: Case(
         regressor(NET, SGD, loss="huber"), TARGETS
     ),
@@ -311,16 +301,16 @@ def test_a_run_resumes_to_the_last_bit(subject, tmp_path):
 
 
 def test_the_second_call_compiles_nothing(subject, tmp_path, compilations):
-    update = jax.jit(lambda *inputs: subject.case.learner.update(*inputs))
+    jax.jit(lambda x: x + 1)(0)
+    assert compilations  # they are counted
     checkpoints = Checkpoints(tmp_path)
-    state, _ = update(subject.start, subject.case.batch)
-    assert compilations
+    state, _ = subject.update(subject.start, subject.case.batch)
     checkpoints.save(1, state)
     restored = checkpoints.restore(state)
     compilations.clear()
     for start in (state, restored):
         for _ in range(2):
-            start, _ = update(start, subject.case.batch)
+            start, _ = subject.update(start, subject.case.batch)
     assert not compilations
 
 

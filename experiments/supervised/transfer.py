@@ -60,7 +60,7 @@ class Config(cli.Options):
 
     def rehearsal(self) -> "Config":
         """Digits of another split stand in for MNIST."""
-        return replace(self, seeds=self.seeds[:2], steps=60, evaluate_every=30, pretrain_steps=60)
+        return replace(self, seeds=self.seeds[:2], steps=20, evaluate_every=20, pretrain_steps=45)
 
 
 def network(config: Config) -> Net:

@@ -1,5 +1,6 @@
 """The one training loop, and evaluation of a whole data set."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ import numpy as np
 from paradigms.core import metrics as metrics_lib
 from paradigms.core.errors import InputError, NonFiniteError
 from paradigms.core.learner import Batch, Learner, Metrics
+from paradigms.core.mesh import batch_axes, shard_batch
 from paradigms.core.sampling import common_length
 from paradigms.core.state import TrainState
 
@@ -40,14 +42,12 @@ class Fitted(NamedTuple):
       steps: updates done by this call.
       compile_seconds: time that the compiler took.
       train_seconds: time of the loop, callbacks included, without compilation.
-      flops_per_step: the compiler's count for one update on one device, or None.
     """
 
     state: TrainState
     steps: int
     compile_seconds: float
     train_seconds: float
-    flops_per_step: float | None
 
 
 def fit(
@@ -82,10 +82,10 @@ def fit(
     start = _step_of(state)
     _check_intervals(start, steps, steps_per_call, callbacks)
     if start >= steps:
-        return Fitted(state, 0, 0.0, 0.0, None)
+        return Fitted(state, 0, 0.0, 0.0)
 
     compile_start = time.perf_counter()
-    update, flops = learner.update, None
+    update = learner.update
     # Under --debug every operation runs on its own.
     if not jax.config.jax_disable_jit:  # type: ignore[attr-defined]
         shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
@@ -94,7 +94,6 @@ def fit(
             .lower(state, source(start, steps_per_call))
             .compile()
         )
-        flops = (update.cost_analysis() or {}).get("flops")
     compile_seconds = time.perf_counter() - compile_start
 
     pending: list[tuple[int, Metrics]] = []
@@ -125,13 +124,7 @@ def fit(
     fetch()
     jax.block_until_ready(state)
     train_seconds = time.perf_counter() - train_start
-    return Fitted(
-        state,
-        steps - start,
-        compile_seconds,
-        train_seconds,
-        None if flops is None else flops / steps_per_call,
-    )
+    return Fitted(state, steps - start, compile_seconds, train_seconds)
 
 
 def evaluator(
@@ -140,7 +133,8 @@ def evaluator(
     """Compiles the evaluation of a whole data set, which is kept on the device.
 
     The last batch is padded with copies of row 0 and a `mask` of zeros, so that every example
-    counts once and there is one shape to compile.
+    counts once and there is one shape to compile. On a mesh each device keeps its share of every
+    batch, whose size is rounded up to what divides.
 
     Args:
       learner: its `evaluate` must honour `mask`, float32 `[B]`.
@@ -156,13 +150,17 @@ def evaluator(
     size = common_length(data, "evaluator")
     if batch_size < 1:
         raise InputError(f"evaluator(batch_size={batch_size}): expected at least 1")
-    batch_size = min(batch_size, size)
+    mesh = jax.sharding.get_mesh()
+    shards = math.prod(mesh.shape[axis] for axis in batch_axes(mesh))
+    batch_size = -(-min(batch_size, size) // shards) * shards
     batches = -(-size // batch_size)
     index = np.arange(batches * batch_size).reshape(batches, batch_size)
     mask = jnp.asarray(index < size, jnp.float32)
     index = np.where(index < size, index, 0)
     padded = {name: jnp.asarray(np.asarray(array)[index]) for name, array in data.items()}
     padded["mask"] = mask * padded.get("mask", 1.0)
+    if shards > 1:
+        padded = shard_batch(padded, mesh, axis=1)
 
     @jax.jit
     def one(state: TrainState, data: Batch, i: jax.Array, key: jax.Array) -> Metrics:

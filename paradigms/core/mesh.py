@@ -5,7 +5,7 @@ their optimiser moments and their averages (Rajbhandari et al., 2020, ZeRO stage
 https://arxiv.org/abs/1910.02054). A batch is divided over both together, so the number of devices
 that share the work of a step is their product.
 
-Algorithms know nothing of this. `fit` runs them inside `jax.set_mesh(mesh)`, and the few places
+Algorithms know nothing of this. They run inside `jax.set_mesh(mesh)`, and the few places
 that draw a batch call `constrain_batch`: without it every device would draw the same whole batch
 and do all of the work, with the right answer and no gain.
 """

@@ -112,11 +112,6 @@ def seeded(
     """
 
     def init(keys: jax.Array, example: Batch) -> TrainState:
-        if not jnp.ndim(keys):
-            raise InputError(
-                "seeded: init got one key, expected keys [S], one for each run: "
-                "jax.random.split(key, S)"
-            )
         return _over_runs(learner.init, keys, example, "map", data_axis)
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -162,7 +157,10 @@ def swept(
 
     def init(key: jax.Array, example: Batch) -> TrainState:
         def one(hparams: PyTree, example: Batch) -> TrainState:
-            return make(hparams).init(key, example).replace(hparams=hparams)
+            state = make(hparams).init(key, example)
+            if jax.tree.leaves(state.hparams):
+                raise InputError("swept: the learner is swept already; put both into one grid")
+            return state.replace(hparams=hparams)
 
         return _over_runs(one, points, example, "map", None)
 
@@ -285,13 +283,18 @@ def _over_runs(
     data_axis: int | None,
 ) -> Any:
     """Applies `function(run, batch)` to each run, stacked on the first axis of every leaf."""
-    count = jax.tree.leaves(runs)[0].shape[0]
+    shape = jax.tree.leaves(runs)[0].shape
+    if not shape:
+        raise InputError(
+            "seeded or swept: expected keys [S], as of jax.random.split(key, S), or a state made "
+            "from them; got a single run"
+        )
     if data_axis is not None:
         batch = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, data_axis, 0), batch)
-        if (given := common_length(batch, f"seeded(data_axis={data_axis})")) != count:
+        if (given := common_length(batch, f"seeded(data_axis={data_axis})")) != shape[0]:
             raise InputError(
                 f"seeded(data_axis={data_axis}): the batch has data for {given} runs and there are "
-                f"{count}"
+                f"{shape[0]}"
             )
 
     def one(run_and_batch: tuple[Any, Batch]) -> Any:
@@ -315,7 +318,7 @@ def _over_runs(
     if method == "map":
         return jax.lax.map(alone, stacked)
     if method == "unroll":
-        results = [alone(jax.tree.map(lambda leaf: leaf[i], stacked)) for i in range(count)]  # noqa: B023
+        results = [alone(jax.tree.map(lambda leaf: leaf[i], stacked)) for i in range(shape[0])]  # noqa: B023
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
     raise InputError(f"method {method!r}: expected 'vmap', 'map', 'unroll' or None")
 

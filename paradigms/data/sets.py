@@ -115,10 +115,12 @@ def digits(split: str, seed: int = 0) -> Data:
       `image`, uint8 [N, 8, 8, 1], grey levels 0 to 16 spread over 0 to 255, and `label`, int32 [N].
 
     Raises:
-      InputError: unknown split.
+      InputError: unknown split, or a negative seed.
     """
     if split not in ("train", "test"):
         raise InputError(f"digits has no split '{split}': choose train or test")
+    if seed < 0:
+        raise InputError(f"digits has no division {seed}: its seed must not be negative")
     try:
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split

@@ -12,9 +12,13 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
+import nets
 from paradigms.core import mesh, optimizers
 from paradigms.core.errors import InputError
+from paradigms.core.loop import Every, fit
 from paradigms.core.state import TrainState
+from paradigms.core.transforms import repeated, resident, seeded
+from paradigms.supervised import classifier
 
 BATCH, WIDTH = 64, 128
 OPTIMIZER = optimizers.sgd(0.1, 0.9)
@@ -230,6 +234,38 @@ def the_second_step_compiles_nothing():
     assert not [name for name in events if "compile" in name or "trace" in name]
 
 
+def a_resident_network_divides_its_work():
+    """What an experiment runs: seeds of a CNN with batch norm on data that lives on the devices."""
+    net = nets.cnn(10, features=(8, 8), dense=(64,), norm="batch")
+    drawing = resident(classifier(net, optimizers.sgd(0.05, 0.9)), 64)
+    learner = seeded(drawing)
+    held = {
+        "image": jax.random.randint(jax.random.key(0), (256, 28, 28, 1), 0, 256).astype(jnp.uint8),
+        "label": jnp.arange(256) % 10,
+    }
+    state = jax.jit(learner.init)(jax.random.split(jax.random.key(0), 1), held)
+
+    def train(state, held):
+        losses, state = [], jax.tree.map(jnp.copy, state)  # for `fit` donates it
+        every = Every(1, lambda step, metrics, _: losses.append(float(metrics["loss"].value()[0])))
+        fitted = fit(repeated(learner, 1), state, lambda *_: held, steps=4, callbacks=[every])
+        return fitted, losses
+
+    alone, expected = train(state, held)
+    for text in ("data=8", "fsdp=8"):
+        eight = mesh.make_mesh(text)
+        with jax.set_mesh(eight):
+            shared, losses = train(mesh.shard_state(state, eight), mesh.replicate(held, eight))
+        ratio = alone.flops_per_step / shared.flops_per_step
+        assert 6 <= ratio <= 8, ratio
+        np.testing.assert_allclose(losses, expected, rtol=1e-5)
+        large = shared.state.params["Dense_0"]["kernel"]
+        assert large.addressable_shards[0].data.size * (8 if "fsdp" in text else 1) == large.size
+    with jax.set_mesh(eight), pytest.raises(InputError, match="a batch of 60 .* 8 devices"):
+        uneven = resident(classifier(net, optimizers.sgd(0.1)), 60)
+        jax.eval_shape(uneven.update, jax.tree.map(lambda leaf: leaf[0], state), held)
+
+
 if __name__ == "__main__":
     assert jax.device_count() == 8
     assert len(mesh.make_mesh("data=2").devices) == 2
@@ -240,6 +276,7 @@ if __name__ == "__main__":
         batches_divide_over_all_axes,
         constraints_work_under_every_transformation,
         the_second_step_compiles_nothing,
+        a_resident_network_divides_its_work,
     ):
         check()
         print(check.__name__, "passed")

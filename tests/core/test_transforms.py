@@ -140,15 +140,14 @@ def test_loops_are_slow_where_there_is_a_convolution():
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="loops are slow on the CPU alone")
-@pytest.mark.parametrize(("layers", "loops"), [((4,), 1), ((), 0)])
-def test_loops_of_convolutions_are_written_out_on_the_cpu(layers, loops):
+@pytest.mark.parametrize("layers", [(4,), ()])
+def test_loops_of_convolutions_are_written_out_on_the_cpu(layers):
     net = nets.cnn(2, features=layers, dense=()) if layers else nets.mlp((4,), 2)
     learner = classifier(net, optax.sgd(0.1))
     batch = {"image": jnp.ones((2, 8, 8, 1)), "label": jnp.array([0, 1])}
     state = jax.eval_shape(learner.init, KEY, batch)
     program = jax.jit(repeated(learner, 3).update).lower(state, batch).as_text()
     assert ("stablehlo.while" in program) == (not layers)
-    assert program.count("stablehlo.convolution") % 3 == 0
 
 
 # resident ----------------------------------------------------------------------------------------
@@ -259,8 +258,10 @@ def test_seeded_evaluation_shares_data_and_key(method):
 
 def test_bad_seeds_are_one_line():
     learner = seeded(line())
-    with pytest.raises(InputError, match=r"expected keys \[S\].*jax.random.split"):
+    with pytest.raises(InputError, match=r"expected keys \[S\].*jax.random.split.*single run"):
         learner.init(KEY, DATA)
+    with pytest.raises(InputError, match=r"or a state made from them; got a single run"):
+        learner.update(line().init(KEY, DATA), DATA)
     states = learner.init(jax.random.split(KEY, 3), DATA)
     for method in ("vmap", "map", "unroll"):
         own = seeded(line(), method=method, data_axis=0)

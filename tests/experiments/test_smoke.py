@@ -9,19 +9,20 @@ import pytest
 from experiments import catalogue
 
 # Over twenty seconds on one CPU core.
-SLOW = {"supervised/cifar10_resnet20", "supervised/cifar10_speedrun", "supervised/transfer"}
+SLOW = {
+    "supervised/cifar10_resnet20",
+    "supervised/cifar10_speedrun",
+    "supervised/fashion_mnist_cnn",
+    "supervised/transfer",
+}
 COMMANDS = [(name,) for name in catalogue.names()]
 COMMANDS.append(("supervised/fashion_mnist_cnn", "--size", "large"))
-
-
-def is_slow(command):
-    return command[0] in SLOW or "large" in command
 
 
 @pytest.mark.parametrize(
     "command",
     [
-        pytest.param(command, marks=[pytest.mark.slow] if is_slow(command) else [])
+        pytest.param(command, marks=[pytest.mark.slow] if command[0] in SLOW else [])
         for command in COMMANDS
     ],
     ids=lambda command: "_".join(command),
