@@ -309,9 +309,10 @@ def _show(directory: Path, summary: Mapping[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(
-        "metric", "mean", "95 % interval", *[f"seed {r['seed']}" for r in summary["runs"]]
-    )
+    table = Table()
+    table.add_column("metric", no_wrap=True)
+    for title in ("mean", "95 % interval", *[f"seed {run['seed']}" for run in summary["runs"]]):
+        table.add_column(title)
     for name, metric in summary["metrics"].items():
         interval = metric["interval"]
         table.add_row(
