@@ -91,8 +91,9 @@ def prepare(config: Config) -> Config:
         raise InputError(
             f"--steps {config.steps} --evaluate-every {config.evaluate_every}: expected at least 1"
         )
-    if getattr(config, "batch_size", 1) < 1:
-        raise InputError("--batch-size: expected at least 1")
+    batch_size = getattr(config, "batch_size", 1)
+    if batch_size < 1:
+        raise InputError(f"batch size {batch_size}: --batch-size must be at least 1")
     if config.debug:
         import jax
 
