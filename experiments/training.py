@@ -309,17 +309,19 @@ def _show(directory: Path, summary: Mapping[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    seeds = " ".join(str(run["seed"]) for run in summary["runs"])
     table = Table()
     table.add_column("metric", no_wrap=True)
-    for title in ("mean", "95 % interval", *[f"seed {run['seed']}" for run in summary["runs"]]):
-        table.add_column(title)
+    table.add_column("mean", no_wrap=True)
+    table.add_column("95 % interval", no_wrap=True)
+    table.add_column(f"seeds {seeds}")
     for name, metric in summary["metrics"].items():
         interval = metric["interval"]
         table.add_row(
             name,
             _shown(metric["mean"]),
-            "" if interval is None else f"{interval[0]:.4f} to {interval[1]:.4f}",
-            *map(_shown, metric["values"]),
+            "" if interval is None else f"{_shown(interval[0])} to {_shown(interval[1])}",
+            " ".join(map(_shown, metric["values"])),
         )
     console = Console()
     console.print(table)
