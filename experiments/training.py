@@ -29,6 +29,7 @@ Arrays = Mapping[str, np.ndarray]
 
 # Long enough for the cost of a dispatch to vanish, short enough for a lively progress bar.
 _UPDATES_PER_CALL = 100
+_UNROLLED_UPDATES_PER_CALL = 4
 
 
 def _live_weights(state: TrainState) -> dict[str, PyTree]:
@@ -240,13 +241,14 @@ def finish(
 def updates_per_call(learner: Learner, state: TrainState, data: Any, interval: int) -> int:
     """How many updates to fuse into one dispatch, a divisor of `interval`.
 
-    Loops of convolutions are slow on the CPU backend, and there a dispatch costs little beside
-    them; everywhere else fusing saves the dispatch (benchmarks/execution.py has the figures).
+    Fusing saves dispatches. Where loops are slow the updates are written out, which the compiler
+    takes its time for, so that there are few of them (benchmarks/execution.py has the figures).
     """
-    unfused = jax.config.jax_disable_jit  # type: ignore[attr-defined]
-    if unfused or loops_are_slow(learner.update, state, data):
+    if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
         return 1
-    return max(n for n in range(1, _UPDATES_PER_CALL + 1) if interval % n == 0)
+    slow = loops_are_slow(learner.update, state, data)
+    most = _UNROLLED_UPDATES_PER_CALL if slow else _UPDATES_PER_CALL
+    return max(n for n in range(1, most + 1) if interval % n == 0)
 
 
 def _flops(task: Task, data: Any) -> float | None:

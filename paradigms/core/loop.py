@@ -85,23 +85,32 @@ def fit(
         return Fitted(state, 0, 0.0, 0.0)
 
     compile_start = time.perf_counter()
-    update = learner.update
+    layout: Metrics = {}
+
+    def update_and_pack(state: TrainState, batch: Batch) -> tuple[TrainState, jax.Array]:
+        # One array to fetch where there were a dozen: for a small net that is a tenth of the time.
+        state, stacked = learner.update(state, batch)
+        layout.update(jax.eval_shape(lambda: stacked))
+        return state, jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(stacked)])
+
+    update = update_and_pack
     # Under --debug every operation runs on its own.
     if not jax.config.jax_disable_jit:  # type: ignore[attr-defined]
         shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
         update = (
-            jax.jit(learner.update, donate_argnums=0, out_shardings=(shardings, None))
+            jax.jit(update_and_pack, donate_argnums=0, out_shardings=(shardings, None))
             .lower(state, source(start, steps_per_call))
             .compile()
         )
     compile_seconds = time.perf_counter() - compile_start
 
-    pending: list[tuple[int, Metrics]] = []
+    pending: list[tuple[int, jax.Array]] = []
     gathered: list[Metrics] = [{} for _ in callbacks]
 
     def fetch() -> None:
         """Brings finished metrics to the host, checks them, and hands them to every callback."""
-        for first_step, stacked in jax.device_get(pending):
+        for first_step, packed in jax.device_get(pending):
+            stacked = _unpack(packed, layout)
             _check_finite(first_step, stacked, last_good)
             for i in range(len(callbacks)):
                 gathered[i] = metrics_lib.add(gathered[i], metrics_lib.collapse(stacked))
@@ -109,11 +118,11 @@ def fit(
 
     train_start = last_fetch = time.perf_counter()
     for step in range(start, steps, steps_per_call):
-        state, stacked = update(state, source(step, steps_per_call))
-        pending.append((step, stacked))
+        state, packed = update(state, source(step, steps_per_call))
+        pending.append((step, packed))
         done = step + steps_per_call
         if step == start:
-            _check_first_call(_step_of(state) - start, stacked, steps_per_call)
+            _check_first_call(_step_of(state) - start, layout, steps_per_call)
         due = [i for i, (n, _) in enumerate(callbacks) if done % n == 0 or done == steps]
         if step == start or due or time.perf_counter() - last_fetch > _SECONDS_BETWEEN_FETCHES:
             fetch()
@@ -174,6 +183,16 @@ def evaluator(
         return jax.device_get(total)
 
     return evaluate
+
+
+def _unpack(packed: np.ndarray, layout: Metrics) -> Metrics:
+    """The metrics that `fit` packed into one vector, as host arrays."""
+    leaves, structure = jax.tree.flatten(layout)
+    ends = np.cumsum([leaf.size for leaf in leaves])
+    parts = np.split(packed, ends[:-1])
+    return jax.tree.unflatten(
+        structure, [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
+    )
 
 
 def _step_of(state: TrainState) -> int:
