@@ -105,15 +105,18 @@ def fit(
     compile_seconds = time.perf_counter() - compile_start
 
     pending: list[tuple[int, jax.Array]] = []
-    gathered: list[Metrics] = [{} for _ in callbacks]
+    gathered = [np.zeros((), np.float32) for _ in callbacks]
 
     def fetch() -> None:
-        """Brings finished metrics to the host, checks them, and hands them to every callback."""
-        for first_step, packed in jax.device_get(pending):
-            stacked = _unpack(packed, layout)
-            _check_finite(first_step, stacked, last_good)
+        """Brings finished metrics to the host, checks them, and adds them up for every callback."""
+        fetched = jax.device_get(pending)
+        if not np.isfinite([packed for _, packed in fetched]).all():
+            for first_step, packed in fetched:
+                _check_finite(first_step, _unpack(packed, layout), last_good)
+        # One dispatch after the other, so that the sums do not depend on when they were fetched.
+        for _, packed in fetched:
             for i in range(len(callbacks)):
-                gathered[i] = metrics_lib.add(gathered[i], metrics_lib.collapse(stacked))
+                gathered[i] = gathered[i] + packed
         pending.clear()
 
     train_start = last_fetch = time.perf_counter()
@@ -128,8 +131,9 @@ def fit(
             fetch()
             last_fetch = time.perf_counter()
         for i in due:
-            callbacks[i].callback(done, gathered[i], state)
-            gathered[i] = {}
+            metrics = metrics_lib.collapse(_unpack(gathered[i], layout))
+            callbacks[i].callback(done, metrics, state)
+            gathered[i] = np.zeros((), np.float32)
     fetch()
     jax.block_until_ready(state)
     train_seconds = time.perf_counter() - train_start
