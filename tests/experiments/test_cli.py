@@ -147,7 +147,7 @@ def test_a_mistake_does_not_keep_the_directory(command):
 def test_another_configuration_is_refused_and_says_what_differs(command, finished, short, tmp_path):
     before = {path.name: path.read_bytes() for path in finished.glob("*.*")}
     found = command(*short, "--run-dir", finished, "--learning-rate", "0.5", "--max-shift", "2")
-    differing = ("learning_rate was 0.001, now 0.5", "max_shift was 1, now 2", str(finished))
+    differing = ("learning_rate was 0.002, now 0.5", "max_shift was 1, now 2", str(finished))
     assert is_one_line(found, 2, *differing)
     assert "width" not in found[2]
     assert {path.name: path.read_bytes() for path in finished.glob("*.*")} == before

@@ -126,7 +126,7 @@ def test_an_unknown_name_lists_those_that_are_near(run):
 
 
 def test_publishing_keeps_what_backs_a_number_and_no_path(run, results, finished):
-    status, shown, stderr = run("publish", finished)
+    status, shown, stderr = run("publish", finished, "--as", "digits_mlp")
     assert status == 0, stderr
     folder = results / "digits_mlp"
     assert shown.strip() == str(folder)
@@ -172,12 +172,14 @@ def test_results_are_refused_that_back_nothing(run, results, finished, tmp_path)
         return tmp_path / name
 
     assert run("publish", finished, "--as", "digits_mlp")[0] == 0
-    refused(finished, because="--replace")
-    assert run("publish", finished, "--replace")[0] == 0
+    refused(finished, because="--as digits_mlp or digits_mlp_split1")
+    refused(finished, "--as", "digits_mlp", because="--replace")
+    assert run("publish", finished, "--as", "digits_mlp", "--replace")[0] == 0
     refused(finished, "--as", "mnist_cnn", because="a run of supervised/digits_mlp")
     refused(tmp_path, because="not a run directory")
     refused(variation("smoke", "config.json", smoke=True), because="rehearsal")
-    refused(variation("empty", "summary.json", metrics={}), because="has no test/accuracy")
+    empty = variation("empty", "summary.json", metrics={})
+    refused(empty, "--as", "digits_mlp", because="has no test/accuracy")
     fashion = {"experiment": "supervised/fashion_mnist_cnn"}
     refused(variation("two", "config.json", **fashion), because="fashion_mnist_cnn_large")
     unfinished = variation("unfinished", "config.json")
