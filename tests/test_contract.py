@@ -61,7 +61,7 @@ def numbers(*shape: int) -> jax.Array:
 
 # Batch norm has state without gradients, dropout draws random numbers: both are in the net.
 NET = nets.mlp((8,), 7, norm="batch", dropout=0.2)
-SGD = optax.sgd(0.05)
+SGD = optax.sgd(0.05, momentum=0.9)
 LABELLED = {"x": numbers(6, 4), "label": jnp.arange(6)}
 TARGETS = {"x": numbers(6, 4), "target": numbers(6, 7)}
 STACKED = {"x": numbers(3, 6, 4), "target": numbers(3, 6, 7)}
@@ -90,7 +90,7 @@ def line(optimizer: optax.GradientTransformation = SGD) -> Learner:
 
 def sweep() -> Learner:
     grid = {"learning_rate": jnp.array([0.1, 0.01])}
-    return transforms.swept(lambda h: line(optax.sgd(h["learning_rate"])), grid)
+    return transforms.swept(lambda h: line(optax.sgd(h["learning_rate"], momentum=0.9)), grid)
 
 
 CASES: dict[str, Callable[[], Case]] = {
