@@ -9,7 +9,7 @@ import numpy as np
 from experiments import cli
 from paradigms import data
 from paradigms.core.metrics import Means
-from paradigms.core.record import draw_confusion
+from paradigms.core.pictures import draw_confusion
 from paradigms.data.cache import Data
 
 FASHION_CLASSES = (

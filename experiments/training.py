@@ -20,8 +20,9 @@ from paradigms.core.learner import Learner, Metrics
 from paradigms.core.loop import Every, evaluator, fit
 from paradigms.core.mesh import make_mesh, parse_mesh, replicate, shard_state
 from paradigms.core.metrics import Mean, Means
+from paradigms.core.pictures import draw_curves
 from paradigms.core.progress import Progress
-from paradigms.core.record import Run, draw_curves, environment, state_sha256_per_run, summarise
+from paradigms.core.record import Run, environment, state_sha256_per_run, summarise
 from paradigms.core.state import PyTree, TrainState
 from paradigms.core.transforms import loops_are_slow, repeated, resident, seeded
 

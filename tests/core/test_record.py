@@ -14,13 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paradigms.core import record
+from paradigms.core import pictures, record
 from paradigms.core.errors import InputError
+from paradigms.core.pictures import draw_confusion, draw_curves
 from paradigms.core.record import (
     Curve,
     Run,
-    draw_confusion,
-    draw_curves,
     environment,
     read_config,
     read_metrics,
@@ -415,13 +414,13 @@ def make_metrics():
 def test_curves_share_a_panel_by_what_they_measure(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     drawn = []
-    save = record._save_figure
+    save = pictures._save_figure
 
     def kept(figure, path):
         drawn.append(figure)
         save(figure, path)
 
-    monkeypatch.setattr(record, "_save_figure", kept)
+    monkeypatch.setattr(pictures, "_save_figure", kept)
     draw_curves(make_metrics(), tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in tmp_path.iterdir()] == ["curves.png"]
@@ -455,7 +454,7 @@ def test_confusion_matrix_is_drawn(tmp_path, classes):
 
 def test_shares_are_rounded_so_that_errors_do_not_vanish():
     shares = {0.0: "0", 0.001: "<1", 0.014: "1", 0.994: "99", 0.996: ">99", 1.0: "100"}
-    assert {share: record._per_cent(share) for share in shares} == shares
+    assert {share: pictures._per_cent(share) for share in shares} == shares
 
 
 def test_a_picture_that_cannot_be_written(tmp_path):
