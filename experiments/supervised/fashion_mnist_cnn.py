@@ -4,8 +4,10 @@ Published, in the table of the data set's README: 92.5 % with fewer than 100,000
 93.4 % with two convolutions and batch norm. Ours are stacks of 3x3 convolutions with batch norm,
 trained with flips and shifts; the test set is read once, after the last update.
 
-  python -m experiments.supervised.fashion_mnist_cnn               3 seeds, under 100,000 parameters
-  python -m experiments.supervised.fashion_mnist_cnn --size large  3 seeds, the larger network
+  python -m experiments.supervised.fashion_mnist_cnn                            12 epochs, small
+  python -m experiments.supervised.fashion_mnist_cnn --size large --steps 6450  15 epochs, large
+
+Three seeds each: half an hour and over an hour on two CPU cores.
 """
 
 import functools
@@ -50,7 +52,7 @@ def network(config: Config) -> Net:
     """uint8 images `[B, 28, 28, 1]` to logits `[B, 10]`."""
     features, convolutions = {
         "small": ((16, 32, 64), (2, 2, 2)),
-        "large": ((32, 64, 96), (1, 2, 2)),
+        "large": ((32, 64, 128), (1, 2, 2)),
     }[config.size]
     net = nets.cnn(
         10,
