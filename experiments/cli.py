@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import json
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -73,6 +74,8 @@ def run(main: Callable[[Config], None], config_type: type[Config]) -> None:
         _leave(str(error), 2)
     except NonFiniteError as error:
         _leave(str(error), 3)
+    except OSError as error:  # a file that may not be read, a disk that is full
+        _leave(f"{error.filename or 'input or output'}: {error.strerror or error}", 2)
     except KeyboardInterrupt:
         _leave("interrupted: the same command resumes from the last checkpoint", 130)
 
@@ -86,7 +89,8 @@ def prepare(config: Config) -> Config:
             "2**32 - 1"
         )
     if config.smoke:
-        config = cast(Config, config.rehearsal())
+        # What was asked for by name holds in a rehearsal too.
+        config = dataclasses.replace(cast(Config, config.rehearsal()), **_chosen(config))
     if config.steps < 1 or config.evaluate_every < 1:
         raise InputError(
             f"--steps {config.steps} --evaluate-every {config.evaluate_every}: expected at least 1"
@@ -106,6 +110,29 @@ def name_of(main: Callable[..., Any]) -> str:
     """The experiment's name, "supervised/mnist_cnn", from the file of its `main`."""
     path = Path(sys.modules[main.__module__].__file__ or "").resolve()
     return path.relative_to(_ROOT).with_suffix("").as_posix()
+
+
+def variation(config: Options) -> str:
+    """What tells a run from the usual one, for the name of its directory.
+
+    For instance "-split=1", or "-smoke"; nothing for the defaults.
+    """
+    usual = type(config)(smoke=config.smoke)
+    if config.smoke:
+        usual = usual.rehearsal()
+    parts = ["-smoke"] if config.smoke else []
+    for name, value in to_json(config).items():
+        if name not in FREE and value != to_json(usual)[name]:
+            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+            parts.append(f"-{name}={re.sub(r'[^A-Za-z0-9._,+-]', '_', text)}")
+    return "".join(parts)
+
+
+def _chosen(config: Options) -> dict[str, Any]:
+    """The options that differ from their defaults."""
+    usual = type(config)()
+    names = get_type_hints(type(config))
+    return {n: getattr(config, n) for n in names if getattr(config, n) != getattr(usual, n)}
 
 
 def to_json(config: Options) -> dict[str, Any]:

@@ -66,7 +66,8 @@ def load_splits(
         validation = min(validation, 200) or 200
     else:
         train, test = (data.load(name, split, config.data_dir) for split in ("train", "test"))
-    data.check_labels(train["label"], 10)
+    for part in (train, test):
+        data.check_labels(part["label"], 10)
     if not validation:
         return Splits(train, None, test)
     rest, held_out = data.split(train, validation, seed=_SPLIT_SEED)

@@ -90,14 +90,14 @@ def train(
         if run.finished:
             return run.summary()
         mesh = make_mesh(config.mesh) if parse_mesh(config.mesh) else None
+        started["device_count"] = 1 if mesh is None else mesh.size
         with jax.set_mesh(mesh) if mesh is not None else contextlib.nullcontext():
             return _train(run, config, task, mesh, started)
 
 
 def directory_of(main: Callable[..., Any], config: cli.Options) -> Path:
-    """`--run-dir`, or runs/NAME, or runs/NAME-smoke for a rehearsal."""
-    name = cli.name_of(main) + ("-smoke" if config.smoke else "")
-    return config.run_dir or Path("runs") / name
+    """`--run-dir`, or runs/NAME with the options that are not the usual ones behind it."""
+    return config.run_dir or Path("runs") / (cli.name_of(main) + cli.variation(config))
 
 
 def open_run(main: Callable[..., Any], config: cli.Options, part: str = "") -> Run:
@@ -156,10 +156,8 @@ def _train(
             lambda step, n: data,
             steps=config.steps,
             steps_per_call=n,
-            callbacks=[
-                Every(n, lambda step, metrics, state: progress.advance(step)),
-                Every(config.evaluate_every, evaluate),
-            ],
+            callbacks=[Every(config.evaluate_every, evaluate)],
+            on_progress=progress.advance,
             last_good=lambda: _last_good(checkpoints),
         )
     test = evaluate_test(fitted.state, evaluation_key)
@@ -277,7 +275,9 @@ def _per_run(means: Means, derive: Callable[[Means], dict[str, float]]) -> dict[
         return {}
     runs = len(next(iter(means.values())).count)
     derived = [derive(_run_of(means, run)) for run in range(runs)]
-    return {name: [values[name] for values in derived] for name in derived[0]}
+    # What was not measured in every run (no episode may have ended in one) is left out.
+    names = [name for name in derived[0] if all(name in values for values in derived)]
+    return {name: [values[name] for values in derived] for name in names}
 
 
 def _last_good(checkpoints: Checkpoints) -> str:

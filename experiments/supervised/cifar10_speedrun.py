@@ -21,6 +21,7 @@ import nets
 from experiments import cli, images, training
 from nets.net import Net
 from paradigms.core import optimizers
+from paradigms.core.errors import InputError
 from paradigms.core.learner import Batch, Learner, Metrics
 from paradigms.core.state import PyTree, TrainState, fold_name
 from paradigms.core.transforms import lookahead
@@ -107,6 +108,11 @@ def alternating_flip(learner: Learner, steps_per_epoch: int) -> Learner:
 
 def optimizer(config: Config, steps_per_epoch: int) -> optax.GradientTransformation:
     """Nesterov SGD with faster biases in batch norm, and a whitening bias that stops early."""
+    if not (0 <= config.momentum < 1 and config.learning_rate > 0):
+        raise InputError(
+            f"--momentum {config.momentum} --learning-rate {config.learning_rate}: expected a "
+            "momentum in [0, 1) and a rate above 0"
+        )
     # A constant gradient moves Nesterov's weights by this factor more than plain descent would.
     scale = 1024 * (1 + 1 / (1 - config.momentum))
     rate = config.learning_rate / scale * config.batch_size

@@ -25,6 +25,7 @@ from experiments.prediction import load_weights
 from nets.net import Net
 from paradigms import data
 from paradigms.core import optimizers
+from paradigms.core.errors import InputError
 from paradigms.core.record import environment
 from paradigms.core.state import PyTree, TrainState
 from paradigms.data import augment
@@ -62,7 +63,7 @@ class Config(cli.Options):
     """Largest rotation of the augmentation, in pretraining: other writers slant otherwise."""
 
     def rehearsal(self) -> "Config":
-        """Digits of another split stand in for MNIST."""
+        """The same digits, enlarged, stand in for MNIST."""
         return replace(self, seeds=self.seeds[:2], steps=20, evaluate_every=20, pretrain_steps=45)
 
 
@@ -94,6 +95,14 @@ def evaluation_only(net: Net) -> Net:
 def main(config: Config) -> None:
     """Pretrains once, then probes, fine-tunes and starts from scratch on every draw."""
     started = environment()
+    labels = 10 * config.labels_per_class
+    if config.batch_size > labels or config.pretrain_steps < 3:
+        raise InputError(
+            f"--batch-size {config.batch_size} --pretrain-steps {config.pretrain_steps}: expected "
+            f"at most the {labels} labels (10 x --labels-per-class), and at least 3 steps"
+        )
+    # All parts go into one directory, whatever their own options.
+    config = replace(config, run_dir=training.directory_of(main, config))
     with training.open_run(main, config) as run:
         if run.finished:
             return

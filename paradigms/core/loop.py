@@ -58,6 +58,7 @@ def fit(
     steps: int,
     steps_per_call: int = 1,
     callbacks: Sequence[Every] = (),
+    on_progress: Callable[[int], None] = lambda step: None,
     last_good: Callable[[], str] = lambda: "no checkpoint was kept",
 ) -> Fitted:
     """Updates the state until it has done `steps` updates in all.
@@ -70,6 +71,8 @@ def fit(
       steps: total number of updates, those of earlier calls included.
       steps_per_call: updates in one dispatch.
       callbacks: called in order, each at multiples of its own interval and after the last update.
+        A call waits for the device, so intervals should span many dispatches.
+      on_progress: gets the number of updates done, a few times a second, without such a wait.
       last_good: describes where to go back to, for the message when training diverges.
 
     Returns:
@@ -129,12 +132,14 @@ def fit(
         due = [i for i, (n, _) in enumerate(callbacks) if done % n == 0 or done == steps]
         if step == start or due or time.perf_counter() - last_fetch > _SECONDS_BETWEEN_FETCHES:
             fetch()
+            on_progress(done)
             last_fetch = time.perf_counter()
         for i in due:
             metrics = metrics_lib.collapse(_unpack(gathered[i], layout))
             callbacks[i].callback(done, metrics, state)
             gathered[i] = np.zeros((), np.float32)
     fetch()
+    on_progress(steps)
     jax.block_until_ready(state)
     train_seconds = time.perf_counter() - train_start
     return Fitted(state, steps - start, compile_seconds, train_seconds)

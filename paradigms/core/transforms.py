@@ -48,6 +48,7 @@ def repeated(learner: Learner, n: int, *, unroll: bool | None = None) -> Learner
 def chunked(learner: Learner, *, unroll: bool | None = None) -> Learner:
     """One update for each of the batches stacked on the first axis `[n, B, ...]` of its argument.
 
+    On a mesh each batch is divided over the data axes, so that each device computes its own share.
     `init` takes stacked batches too. `unroll` is as in `repeated`.
     """
 
@@ -56,7 +57,7 @@ def chunked(learner: Learner, *, unroll: bool | None = None) -> Learner:
 
     def update(state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
         n = jax.tree.leaves(batches)[0].shape[0]
-        return _loop(learner.update, state, batches, n, unroll)
+        return _loop(learner.update, state, constrain_batch(batches, axis=1), n, unroll)
 
     return learner._replace(init=init, update=update)
 

@@ -37,7 +37,8 @@ def cross_entropy(
       class_weights: K factors, one for each class's term of the sum.
 
     Returns:
-      float32 `[B]`.
+      float32 `[B]`; NaN for an integer label outside 0 to K - 1, so that `fit` stops at it. Its
+      gradient is zero: an example that the mask leaves out may have such a label.
     """
     chex.assert_rank(logits, 2)
     logits = logits.astype(jnp.float32)
@@ -45,7 +46,10 @@ def cross_entropy(
     target = optax.smooth_labels(target, label_smoothing)
     if class_weights is not None:
         target = target * jnp.asarray(class_weights, jnp.float32)
-    return -jnp.sum(target * jax.nn.log_softmax(logits), axis=-1)
+    losses = -jnp.sum(target * jax.nn.log_softmax(logits), axis=-1)
+    if jnp.issubdtype(label.dtype, jnp.integer):
+        losses = jnp.where((label >= 0) & (label < logits.shape[-1]), losses, jnp.nan)
+    return losses
 
 
 def classifier(
@@ -105,7 +109,8 @@ def classifier(
         if class_weights is not None:
             # The weighted mean divides by the weights, so that equal weights change nothing.
             share = _probabilities(label, logits.shape[-1]) @ jnp.asarray(class_weights)
-            loss = Mean(total=(losses * weight).sum(), count=(share * weight).sum())
+            total = jnp.where(weight > 0, losses * weight, 0).sum()
+            loss = Mean(total=total, count=(share * weight).sum())
         else:
             loss = Mean.of(losses, weight)
         metrics = {"loss": loss, "accuracy": Mean.of(_hits(logits, label, 1), weight)}

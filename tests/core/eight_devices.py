@@ -17,7 +17,7 @@ from paradigms.core import mesh, optimizers
 from paradigms.core.errors import InputError
 from paradigms.core.loop import Every, fit
 from paradigms.core.state import TrainState
-from paradigms.core.transforms import repeated, resident, seeded
+from paradigms.core.transforms import chunked, repeated, resident, seeded
 from paradigms.supervised import classifier
 
 BATCH, WIDTH = 64, 128
@@ -272,6 +272,23 @@ def a_resident_network_divides_its_work():
         jax.eval_shape(uneven.update, jax.tree.map(lambda leaf: leaf[0], state), held)
 
 
+def batches_from_the_host_divide_their_work():
+    learner = chunked(classifier(nets.mlp((64,), 10), optimizers.sgd(0.05, 0.9), input_name="x"))
+    batches = {"x": data()["x"].reshape(4, 128, WIDTH), "label": jnp.arange(512).reshape(4, -1) % 9}
+    state = jax.jit(learner.init)(jax.random.key(0), batches)
+
+    def run(state):
+        update = jax.jit(learner.update).lower(state, batches).compile()
+        return flops(update), update(state, batches)[1]["loss"].value()
+
+    alone, expected = run(state)
+    eight = mesh.make_mesh("data=8")
+    with jax.set_mesh(eight):
+        shared, losses = run(mesh.replicate(state, eight))
+    assert 6 <= alone / shared <= 8
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+
+
 if __name__ == "__main__":
     assert jax.device_count() == 8
     assert len(mesh.make_mesh("data=2").devices) == 2
@@ -283,6 +300,7 @@ if __name__ == "__main__":
         constraints_work_under_every_transformation,
         the_second_step_compiles_nothing,
         a_resident_network_divides_its_work,
+        batches_from_the_host_divide_their_work,
     ):
         check()
         print(check.__name__, "passed")

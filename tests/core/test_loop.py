@@ -270,6 +270,14 @@ def test_nothing_left_to_do(steps):
     assert fitted.state is state and fitted.steps == 0
 
 
+def test_progress_is_told_to_the_end_and_is_no_callback():
+    told = []
+    fit(repeated(RESIDENT, 2), fresh(), resident_data, steps=8, steps_per_call=2,
+        on_progress=told.append)  # fmt: skip
+    assert told[0] == 2 and told[-1] == 8 and told == sorted(told)
+    assert len(told) < 5 or told[1] > 2  # not at every dispatch, but for a machine that sleeps
+
+
 def test_the_source_is_asked_for_the_right_updates():
     asked = []
 

@@ -7,13 +7,14 @@ import re
 import shutil
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import jax
 import pytest
 
 from experiments import catalogue, cli
-from experiments.supervised import digits_mlp, mnist_cnn
+from experiments.supervised import cifar10_speedrun, digits_mlp, mnist_cnn, transfer
 from paradigms.core.record import Run
 
 # Tiny, for what these tests run is compiled.
@@ -137,6 +138,45 @@ def test_values_of_another_type_are_explained_without_a_traceback(command, optio
     assert status == 2
     assert options[0] in stderr
     assert "Traceback" not in stderr
+
+
+@pytest.mark.parametrize(
+    ("experiment", "options", "expected"),
+    [
+        (cifar10_speedrun, ("--momentum", "1"), "--momentum 1.0"),
+        (cifar10_speedrun, ("--learning-rate", "0"), "--learning-rate 0.0"),
+        (transfer, ("--labels-per-class", "4"), "at most the 40 labels"),
+        (transfer, ("--pretrain-steps", "2"), "--pretrain-steps 2"),
+    ],
+)
+def test_mistakes_of_one_experiment(command, experiment, options, expected):
+    found = command("--smoke", "--run-dir", "run", *options, experiment=experiment)
+    assert is_one_line(found, 2, expected)
+    assert not Path("run", "pretrain").exists()
+
+
+def test_a_rehearsal_keeps_what_was_asked_for():
+    config = cli.prepare(digits_mlp.Config(smoke=True, seeds=(3, 4), width=4))
+    assert (config.seeds, config.width) == ((3, 4), 4)
+    assert config.steps == digits_mlp.Config().rehearsal().steps < digits_mlp.Config().steps
+
+
+def test_variations_of_an_experiment_have_directories_of_their_own():
+    usual, smoke = digits_mlp.Config(), digits_mlp.Config(smoke=True)
+    assert cli.variation(usual) == ""
+    assert cli.variation(replace(usual, data_dir=Path("a"), mesh="data=2", debug=True)) == ""
+    assert cli.variation(replace(usual, split=1, seeds=(3, 4))) == "-seeds=3,4-split=1"
+    assert cli.variation(cli.prepare(smoke)) == "-smoke"
+    assert cli.variation(cli.prepare(replace(smoke, width=4))) == "-smoke-width=4"
+
+
+def test_an_unreadable_file_is_one_clear_line(command, monkeypatch):
+    def refuse(config):
+        raise PermissionError(13, "Permission denied", "data/train.gz")
+
+    monkeypatch.setattr(refuse, "__module__", digits_mlp.__name__)
+    monkeypatch.setattr(digits_mlp, "main", refuse)
+    assert is_one_line(command(), 2, "data/train.gz: Permission denied")
 
 
 def test_a_mistake_does_not_keep_the_directory(command):

@@ -158,6 +158,21 @@ def test_masked_examples_neither_count_nor_get_a_gradient(options):
         assert with_mask[name].count == without[name].count
 
 
+@pytest.mark.parametrize("options", [{}, {"class_weights": (1.0, 2.0, 3.0)}])
+def test_a_label_out_of_range_stops_training_unless_it_is_masked(options):
+    learner = classifier(TABLE, SGD, **options)
+    logits, _ = draw(0, 4, 3)
+    for wrong in (-1, 3):
+        batch = {"image": logits, "label": np.int32([0, 1, 2, wrong])}
+        _, metrics = gradient(learner, batch)
+        assert np.isnan(metrics["loss"].value())
+        masked, metrics = gradient(learner, {**batch, "mask": np.float32([1, 1, 1, 0])})
+        alone, expected = gradient(learner, {name: rows[:3] for name, rows in batch.items()})
+        np.testing.assert_allclose(masked[:3], alone, atol=1e-7)
+        assert (masked[3] == 0).all()
+        assert float(metrics["loss"].value()) == pytest.approx(float(expected["loss"].value()))
+
+
 def test_a_batch_of_masked_examples_alone_changes_nothing():
     logits, label = draw(5, 3, 3)
     for options in ({}, {"class_weights": (1.0, 2.0, 3.0)}):
