@@ -32,6 +32,7 @@ class Claim(NamedTuple):
       value: the published one; a higher one is better.
       source: who published it.
       summary: of our run, or None before one is published.
+      statistic: of ours over the runs, "mean" or "iqm", the interquartile mean.
     """
 
     experiment: str
@@ -41,16 +42,21 @@ class Claim(NamedTuple):
     value: float
     source: str
     summary: dict[str, Any] | None
+    statistic: str = "mean"
 
     @property
-    def ours(self) -> dict[str, Any] | None:
-        """`mean`, `interval` and `values` of our runs."""
-        return None if self.summary is None else self.summary["metrics"][self.metric]
+    def ours(self) -> tuple[float, list[float] | None] | None:
+        """The statistic of our runs, and its interval if there are several."""
+        if self.summary is None:
+            return None
+        metric = self.summary["metrics"][self.metric]
+        interval = "interval" if self.statistic == "mean" else f"{self.statistic}_interval"
+        return metric[self.statistic], metric[interval]
 
     @property
     def missed(self) -> bool:
-        """Whether our mean falls short of the published number."""
-        return self.ours is not None and self.ours["mean"] < self.value
+        """Whether ours falls short of the published number."""
+        return self.ours is not None and self.ours[0] < self.value
 
 
 def names() -> list[str]:

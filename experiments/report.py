@@ -31,7 +31,7 @@ def show(claims: Sequence[Claim]) -> None:
         (
             claim.experiment + claim.result.removeprefix(Path(claim.experiment).name),
             claim.title,
-            claim.metric,
+            _metric(claim),
             f"{claim.value:.4g}",
             _ours(claim),
         )
@@ -73,7 +73,7 @@ def inserted(text: str, table: str) -> str:
 
 
 def _row(claim: Claim) -> list[str]:
-    row = [claim.result, claim.metric, f"{claim.value:.4g} ({claim.source})", _ours(claim)]
+    row = [claim.result, _metric(claim), f"{claim.value:.4g} ({claim.source})", _ours(claim)]
     if claim.summary is None:
         return [*row, *[""] * (len(_HEADER) - len(row))]
     environment = claim.summary["environment"]
@@ -87,13 +87,17 @@ def _row(claim: Claim) -> list[str]:
     ]
 
 
+def _metric(claim: Claim) -> str:
+    return claim.metric if claim.statistic == "mean" else f"{claim.metric}, {claim.statistic}"
+
+
 def _ours(claim: Claim) -> str:
     if claim.ours is None:
         return "not run"
-    mean, interval = claim.ours["mean"], claim.ours["interval"]
+    value, interval = claim.ours
     if interval is None:
-        return f"{mean:.4g}"
-    return f"{mean:.4g} ({interval[0]:.4g} to {interval[1]:.4g})"
+        return f"{value:.4g}"
+    return f"{value:.4g} ({interval[0]:.4g} to {interval[1]:.4g})"
 
 
 def _device(environment: dict[str, Any]) -> str:

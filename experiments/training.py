@@ -23,10 +23,13 @@ from paradigms.core.metrics import Mean, Means
 from paradigms.core.pictures import draw_curves
 from paradigms.core.progress import Progress
 from paradigms.core.record import Run, environment, state_sha256_per_run, summarise
-from paradigms.core.state import PyTree, TrainState
+from paradigms.core.state import PyTree, TrainState, fold_name
 from paradigms.core.transforms import loops_are_slow, repeated, resident, seeded
 
 Arrays = Mapping[str, np.ndarray]
+
+Judge = Callable[[TrainState, jax.Array], Metrics]
+"""`(state, key) -> metrics` of all runs, which are the first axis of the state and the metrics."""
 
 # Long enough for the cost of a dispatch to vanish, short enough for a lively progress bar.
 _UPDATES_PER_CALL = 100
@@ -38,18 +41,18 @@ def _live_weights(state: TrainState) -> dict[str, PyTree]:
 
 
 class Task(NamedTuple):
-    """What an experiment trains and how it is judged.
+    """What an experiment trains and how it is judged; `labelled` and `living` make the usual ones.
 
     Attributes:
       net: what `experiments.load` gives back; takes raw inputs.
       learner: one run.
-      train: arrays `[N, ...]` to draw minibatches from.
-      batch_size: of the global minibatch.
-      validation: held-out arrays, looked at during training; None to go without.
-      test: held-out arrays, read once, after the last update.
+      data: what its `update` takes, as numpy arrays.
+      examples_per_update: examples, or environment steps, that a run learns from in one update.
+      example: shape, without the batch, and dtype of what goes into the net.
+      validation: makes the judge that is asked during training; None to go without.
+      test: makes the judge that is asked once, after the last update.
       derive: from summed means to the numbers to report.
       headline: the metric to show while training, and the one that `smoke` must improve.
-      input_name: the entry of a batch that goes into the net.
       weights: which weights evaluation uses, as `{"params": ..., "model_state": ...}`.
       pictures: draws into a directory from the test metrics of the first run.
       start: changes the fresh state, of all runs, before the first update (pretrained weights).
@@ -58,17 +61,87 @@ class Task(NamedTuple):
 
     net: Net
     learner: Learner
-    train: Arrays
-    batch_size: int
-    validation: Arrays | None
-    test: Arrays
+    data: Any
+    examples_per_update: int
+    example: jax.ShapeDtypeStruct
+    validation: Callable[[], Judge] | None
+    test: Callable[[], Judge]
     derive: Callable[[Means], dict[str, float]] = metrics_lib.derive
     headline: str = "accuracy"
-    input_name: str = "image"
     weights: Callable[[TrainState], dict[str, PyTree]] = _live_weights
     pictures: Callable[[Path, Means], None] | None = None
     start: Callable[[TrainState], TrainState] = lambda state: state
     data_axis: int | None = None
+
+
+def labelled(
+    net: Net,
+    learner: Learner,
+    *,
+    train: Arrays,
+    batch_size: int,
+    validation: Arrays | None,
+    test: Arrays,
+    input_name: str = "image",
+    **options: Any,
+) -> Task:
+    """Learning from a data set: minibatches are drawn from it, and others are kept to judge by.
+
+    Args:
+      net: see `Task`.
+      learner: takes a minibatch.
+      train: arrays `[N, ...]` to draw minibatches from.
+      batch_size: of the global minibatch.
+      validation: held-out arrays, looked at during training; None to go without.
+      test: held-out arrays, read once, after the last update.
+      input_name: the entry of a batch that goes into the net.
+      **options: other fields of `Task`.
+    """
+    image = test[input_name]
+
+    def judge(data: Arrays) -> Callable[[], Judge]:
+        return lambda: evaluator(seeded(learner), data, batch_size=500)
+
+    return Task(
+        net=net,
+        learner=resident(learner, batch_size),
+        data=dict(train),
+        examples_per_update=batch_size,
+        example=jax.ShapeDtypeStruct(image.shape[1:], image.dtype),
+        validation=None if validation is None else judge(validation),
+        test=judge(test),
+        **options,
+    )
+
+
+def living(
+    net: Net, learner: Learner, observation: jax.ShapeDtypeStruct, steps: int, **options: Any
+) -> Task:
+    """Learning in a world, and judged by whole greedy episodes in worlds of other seeds.
+
+    Args:
+      net: see `Task`.
+      learner: made by `interact`.
+      observation: shape and dtype of one.
+      steps: environment steps of a run in one update, `num_envs * num_steps`.
+      **options: other fields of `Task`.
+    """
+
+    def judge(name: str) -> Callable[[], Judge]:
+        play = jax.jit(seeded(learner).evaluate)
+        return lambda: lambda state, key: jax.device_get(play(state, (), fold_name(key, name)))
+
+    return Task(
+        net=net,
+        learner=learner,
+        data=(),
+        examples_per_update=steps,
+        example=observation,
+        validation=judge("validation"),
+        test=judge("test"),
+        headline="return",
+        **options,
+    )
 
 
 def train(
@@ -113,8 +186,8 @@ def open_run(main: Callable[..., Any], config: cli.Options, part: str = "") -> R
 def _train(
     run: Run, config: cli.Options, task: Task, mesh: Any, started: dict[str, Any]
 ) -> dict[str, Any]:
-    learner = seeded(resident(task.learner, task.batch_size), data_axis=task.data_axis)
-    data = jax.tree.map(jnp.asarray, dict(task.train))
+    learner = seeded(task.learner, data_axis=task.data_axis)
+    data = jax.tree.map(jnp.asarray, task.data)
     keys = jax.vmap(jax.random.key)(jnp.asarray(config.seeds, jnp.uint32))
     state = task.start(jax.jit(learner.init)(keys, data))
     if mesh is not None:
@@ -129,11 +202,8 @@ def _train(
 
     interval = math.gcd(config.steps, config.evaluate_every)
     n = updates_per_call(learner, state, data, interval)
-    judge = seeded(task.learner)
-    evaluate_test = evaluator(judge, task.test, batch_size=500)
-    evaluate_validation = (
-        evaluator(judge, task.validation, batch_size=500) if task.validation is not None else None
-    )
+    evaluate_test = task.test()
+    evaluate_validation = None if task.validation is None else task.validation()
     evaluation_key = jax.random.key(0)
 
     with Progress(config.steps, step) as progress:
@@ -174,11 +244,8 @@ def _train(
         started,
         state=fitted.state,
         before=_before(run),
-        input={
-            "shape": list(task.test[task.input_name].shape[1:]),
-            "dtype": str(task.test[task.input_name].dtype),
-        },
-        examples=config.steps * task.batch_size,
+        input={"shape": list(task.example.shape), "dtype": str(task.example.dtype)},
+        examples=config.steps * task.examples_per_update,
         parameters=sum(leaf.size for leaf in jax.tree.leaves(params)) // len(config.seeds),
         speed={
             "steps_this_session": fitted.steps,
@@ -253,13 +320,15 @@ def updates_per_call(learner: Learner, state: TrainState, data: Any, interval: i
 def _flops(task: Task, data: Any) -> float | None:
     """XLA's count of floating-point operations in one update of one run, before optimisation.
 
-    The compiled program of a whole session would not do: XLA counts the body of a loop once.
+    XLA counts the body of a loop once. So the compiled program of a whole session would not do, and
+    of an update that loops through a world there is no count.
     """
-    learner = resident(task.learner, task.batch_size)
+    if not jax.tree.leaves(data):
+        return None
     if task.data_axis is not None:
         data = jax.tree.map(lambda leaf: leaf[0], data)
-    state = jax.eval_shape(learner.init, jax.random.key(0), data)
-    cost = jax.jit(learner.update).lower(state, data).cost_analysis()
+    state = jax.eval_shape(task.learner.init, jax.random.key(0), data)
+    cost = jax.jit(task.learner.update).lower(state, data).cost_analysis()
     return None if cost is None else cost.get("flops")
 
 

@@ -2,6 +2,15 @@
 
 from nets.airbench import airbench, whitening_kernel
 from nets.cnn import cnn
+from nets.heads import (
+    actor_critic,
+    critic,
+    deterministic_actor,
+    minatar_cnn,
+    nature_cnn,
+    q_network,
+    squashed_gaussian,
+)
 from nets.mlp import mlp
 from nets.net import (
     Net,
@@ -18,16 +27,23 @@ from nets.wide_resnet import wide_resnet
 
 __all__ = [
     "Net",
+    "actor_critic",
     "airbench",
     "chain",
     "cnn",
     "count_parameters",
+    "critic",
+    "deterministic_actor",
     "from_linen",
     "from_nnx",
+    "minatar_cnn",
     "mlp",
+    "nature_cnn",
     "preprocess",
+    "q_network",
     "resnet",
     "resnet_cifar",
+    "squashed_gaussian",
     "vit",
     "whitening_kernel",
     "wide_resnet",

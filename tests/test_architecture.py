@@ -43,6 +43,7 @@ RULES = {
         for name in PARADIGMS
     },
 }
+RULES["paradigms.reinforcement"] = RULES["paradigms.reinforcement"]._replace(lazily=("gymnax",))
 
 
 def imports(tree: ast.AST, module: str, package: bool) -> Iterator[tuple[int, str, bool]]:

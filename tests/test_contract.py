@@ -1,8 +1,9 @@
 """What every learner promises, whatever it learns.
 
-Each public function of `paradigms` that is annotated `-> Learner` has a line in `CASES`; one that
-has none fails `test_every_learner_has_a_case`. To add a learner, add its line: a small instance
-with plain SGD, whose arithmetic does not amplify rounding, and a batch.
+Each public function of `paradigms` that is annotated `-> Learner` or `-> Agent` has a line in
+`CASES`; one that has none fails `test_every_learner_has_a_case`. To add a learner, add its line: a
+small instance with plain SGD, whose arithmetic does not amplify rounding, and a batch. An agent
+joins by `living(agent)`, the learner that it is in a world.
 """
 
 import importlib
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import worlds
 
 import nets
 import paradigms
@@ -23,6 +25,7 @@ from paradigms.core import transforms
 from paradigms.core.checkpoint import Checkpoints
 from paradigms.core.learner import Learner, minimise
 from paradigms.core.metrics import Mean
+from paradigms.reinforcement import Agent, dqn, interact, ppo, prioritised_replay
 from paradigms.supervised import classifier, regressor
 
 SEEDS = 2
@@ -95,6 +98,11 @@ def sweep() -> Learner:
     return transforms.swept(lambda h: line(optax.sgd(h["learning_rate"], momentum=0.9)), grid)
 
 
+def living(agent: Agent) -> Case:
+    """The agent on a short chain."""
+    return Case(interact(agent, worlds.chain(3), num_envs=2, num_steps=4, episodes=3), ())
+
+
 CASES: dict[str, Callable[[], Case]] = {
     "paradigms.core.learner.minimise": lambda: Case(line(), TARGETS),
     "paradigms.core.transforms.repeated": lambda: Case(transforms.repeated(line(), 2), TARGETS),
@@ -118,11 +126,28 @@ CASES: dict[str, Callable[[], Case]] = {
     "paradigms.supervised.regression.regressor": lambda: Case(
         regressor(NET, SGD, loss="huber"), TARGETS
     ),
+    "paradigms.reinforcement.agent.interact": lambda: living(
+        ppo(nets.actor_critic((4,), 2), SGD, epochs=1, minibatches=1)
+    ),
+    "paradigms.reinforcement.ppo.ppo": lambda: living(
+        ppo(nets.actor_critic((4,), 2), SGD, minibatches=2)
+    ),
+    "paradigms.reinforcement.dqn.dqn": lambda: living(
+        dqn(
+            nets.q_network((4,), 2),
+            SGD,
+            prioritised_replay(80, n_step=2),
+            batch_size=4,
+            warm_up=0,
+            train_every=4,
+            target_every=16,
+        )
+    ),
 }
 
 
 def constructors() -> set[str]:
-    """The public functions that are annotated `-> Learner`, by their full names."""
+    """The public functions that are annotated `-> Learner` or `-> Agent`, by their full names."""
     found = set()
     for module in pkgutil.walk_packages(paradigms.__path__, "paradigms."):
         for name, function in vars(importlib.import_module(module.name)).items():
@@ -130,7 +155,8 @@ def constructors() -> set[str]:
                 inspect.isfunction(function)
                 and function.__module__ == module.name
                 and not name.startswith("_")
-                and inspect.signature(function).return_annotation in (Learner, "Learner")
+                and inspect.signature(function).return_annotation
+                in (Learner, Agent, "Learner", "Agent")
             ):
                 found.add(f"{module.name}.{name}")
     return found
@@ -230,8 +256,9 @@ def test_metrics_are_float32_means(subject):
     evaluated = jax.eval_shape(
         subject.evaluate, subject.start, subject.case.examples(), jax.random.key(0)
     )
+    assert "loss" in metrics
+    assert "loss" in evaluated or "return" in evaluated
     for means in (metrics, evaluated):
-        assert "loss" in means
         for name, mean in means.items():
             assert isinstance(mean, Mean), name
             assert mean.total.shape == mean.count.shape, name
@@ -327,6 +354,8 @@ def test_evaluation_honours_the_mask(subject):
     case, key = subject.case, jax.random.key(0)
     state, _ = subject.train(subject.start, 1)
     held_out = case.examples()
+    if held_out == ():
+        pytest.skip("evaluated in a world, by whole episodes")
     rows = len(jax.tree.leaves(held_out)[0])
     mask = jnp.arange(rows) < rows - 2
     kept = jax.tree.map(lambda leaf: leaf[: rows - 2], held_out)

@@ -53,9 +53,9 @@ def main(config: Config) -> None:
         config.learning_rate, (config.steps // 2, config.steps * 3 // 4)
     )
     net = network(config)
-    task = training.Task(
-        net=net,
-        learner=classifier(
+    task = training.labelled(
+        net,
+        classifier(
             net,
             optimizers.sgd(schedule, config.momentum, weight_decay=config.weight_decay),
             augment=augment.compose(augment.pad_crop(4, "constant"), augment.flip()),

@@ -158,9 +158,9 @@ def main(config: Config) -> None:
         augment=augment.translate(config.max_shift, "reflect"),
         label_smoothing=config.label_smoothing,
     )
-    task = training.Task(
-        net=net,
-        learner=lookahead(
+    task = training.labelled(
+        net,
+        lookahead(
             alternating_flip(learner, steps_per_epoch),
             lambda step: 0.95**5 * (step / config.steps) ** 3,
         ),

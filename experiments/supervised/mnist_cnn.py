@@ -55,9 +55,9 @@ def main(config: Config) -> None:
         config.learning_rate, config.steps, warmup_steps=config.steps // 20
     )
     net = network(config)
-    task = training.Task(
-        net=net,
-        learner=classifier(
+    task = training.labelled(
+        net,
+        classifier(
             net,
             optimizers.sgd(
                 schedule, config.momentum, nesterov=True, weight_decay=config.weight_decay

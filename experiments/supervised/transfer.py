@@ -156,9 +156,9 @@ def _use(
         )
     else:
         optimizer = _optimizer(config, config.learning_rate, config.steps)
-    task = training.Task(
-        net=net,
-        learner=classifier(net, optimizer, augment=augment.translate(config.max_shift)),
+    task = training.labelled(
+        net,
+        classifier(net, optimizer, augment=augment.translate(config.max_shift)),
         train=labelled,
         batch_size=config.batch_size,
         validation=None,
@@ -178,9 +178,9 @@ def _pretrain(config: Config) -> dict[str, PyTree]:
     )
     mnist = images.load_splits(config, "mnist", (28, 28, 1), validation=5000)
     net = network(config)
-    task = training.Task(
-        net=net,
-        learner=classifier(
+    task = training.labelled(
+        net,
+        classifier(
             net,
             _optimizer(config, config.pretrain_learning_rate, once.steps),
             augment=augment.compose(

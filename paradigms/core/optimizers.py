@@ -603,6 +603,17 @@ def step_decay(
     return optax.piecewise_constant_schedule(value, dict.fromkeys(boundaries, factor))
 
 
+def held(schedule: Schedule, steps: int) -> Schedule:
+    """Each value of `schedule` for `steps` updates of the optimiser.
+
+    For a learner that does several of them at once, such as PPO, whose published rates move on from
+    one round of minibatches to the next.
+    """
+    if steps < 1:
+        raise InputError(f"held(steps={steps}): expected at least 1")
+    return lambda count: schedule(jnp.asarray(count) // steps)
+
+
 def cosine_arc(value: Scalar, steps: int, arc: float = 7 / 16) -> Schedule:
     """`value * cos(arc * pi * step / steps)`; FixMatch's schedule by default.
 

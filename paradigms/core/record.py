@@ -269,8 +269,9 @@ def summarise(values: Mapping[str, Sequence[float]]) -> dict[str, dict[str, Json
       values: by metric name, one number per run.
 
     Returns:
-      By name, `{"mean": m, "interval": [low, high], "values": [...]}`. The interval is None for one
-      run. A number that is not finite becomes None, and so do mean and interval then.
+      By name, `{"mean": m, "interval": [low, high], "values": [...]}`, and of four runs or more
+      `iqm` and `iqm_interval` too: see `interquartile_mean`. The interval is None for one run. A
+      number that is not finite becomes None, and so do mean and interval then.
     """
     from scipy.special import stdtrit
 
@@ -286,7 +287,36 @@ def summarise(values: Mapping[str, Sequence[float]]) -> dict[str, dict[str, Json
             interval = [float(array.mean()) - half, float(array.mean()) + half]
         listed = [number if math.isfinite(number) else None for number in array.tolist()]
         summary[name] = {"mean": mean, "interval": interval, "values": listed}
+        if finite and runs >= 4:
+            middle, around = interquartile_mean(array)
+            summary[name] |= {"iqm": middle, "iqm_interval": around}
     return summary
+
+
+def interquartile_mean(
+    values: Sequence[float] | np.ndarray, *, resamples: int = 2000
+) -> tuple[float, list[float]]:
+    """The mean of the middle half of the runs, with a 95 % percentile-bootstrap interval.
+
+    Less swayed by one run than the mean and less wasteful than the median (Agarwal et al. 2021,
+    arXiv:2108.13264). A quarter of the runs, rounded down, is cut off at either end.
+
+    Args:
+      values: one number per run.
+      resamples: of the bootstrap, drawn with a fixed seed.
+
+    Returns:
+      The mean, and `[low, high]`.
+    """
+    array = np.asarray(values, np.float64)
+    cut = array.size // 4
+
+    def middle(rows: np.ndarray) -> np.ndarray:
+        return np.sort(rows, axis=-1)[..., cut : array.size - cut].mean(-1)
+
+    drawn = np.random.default_rng(0).choice(array, (resamples, array.size))
+    low, high = np.quantile(middle(drawn), (0.025, 0.975))
+    return float(middle(array)), [float(low), float(high)]
 
 
 def state_sha256(state: PyTree) -> str:

@@ -482,6 +482,8 @@ def test_a_traced_constant_rate():
         ),
         (opt.cosine_arc(1.0, 100), [0, 50, 100], [1, 0.77301, 0.19509]),
         (opt.constant(0.3), [0, 7], [0.3, 0.3]),
+        # The rate of round k of K is 1 - k / K, whatever the updates of a round.
+        (opt.held(opt.warmup_linear(1.0, 4), 3), [0, 2, 3, 8, 11, 12], [1, 1, 0.75, 0.5, 0.25, 0]),
     ],
     ids=[
         "warmup_cosine",
@@ -491,6 +493,7 @@ def test_a_traced_constant_rate():
         "one_cycle",
         "cosine_arc",
         "constant",
+        "held",
     ],
 )
 def test_known_points(schedule, steps, values):
@@ -554,6 +557,7 @@ def test_schedules_take_a_traced_peak():
         (lambda: opt.step_decay(1.0, [3], 0.0), "factor"),
         (lambda: opt.cosine_arc(1.0, 10, 0.7), "arc"),
         (lambda: opt.constant(-1.0), "value"),
+        (lambda: opt.held(opt.constant(1.0), 0), "held"),
     ],
 )
 def test_bad_input_is_one_line(call, words):

@@ -96,6 +96,16 @@ def test_the_list_is_read_without_importing(run, results):
     assert "not run" in large
 
 
+def test_a_claim_may_be_of_the_interquartile_mean(run, results):
+    metric = {"mean": 480.0, "interval": [460, 500], "iqm": 496.0, "iqm_interval": [494, 499]}
+    put(results, "ppo_cartpole", "test/return", 480.0, metrics={"test/return": metric})
+    (claim,) = catalogue.claims("reinforcement/ppo_cartpole")
+    assert claim.ours == (496.0, [494, 499]) and not claim.missed
+    _, shown, _ = run()
+    (line,) = [line for line in shown.splitlines() if "ppo_cartpole" in line]
+    assert "test/return, iqm" in line and "496 (494 to 499)" in line
+
+
 def test_the_list_on_a_terminal(run, results, monkeypatch):
     monkeypatch.setattr(report.sys.stdout, "isatty", lambda: True, raising=False)
     status, shown, _ = run()

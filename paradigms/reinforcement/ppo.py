@@ -1,0 +1,196 @@
+"""Proximal policy optimisation."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from nets.net import Net
+from paradigms.core import metrics as metrics_lib
+from paradigms.core.errors import InputError
+from paradigms.core.learner import Batch, Learner, Metrics, descend
+from paradigms.core.metrics import Mean
+from paradigms.core.state import PyTree, TrainState
+from paradigms.reinforcement.agent import Agent
+from paradigms.reinforcement.environment import Box, Discrete
+from paradigms.reinforcement.policies import Categorical, Gaussian
+from paradigms.reinforcement.returns import gae
+
+Schedule = Callable[[jax.Array], Any]
+Number = Any
+"""A number, a traced scalar, or a schedule of the number of updates done."""
+
+
+def clipped_surrogate(
+    log_prob: jax.Array, old_log_prob: jax.Array, advantage: jax.Array, clip: Number
+) -> jax.Array:
+    """The loss of the policy, `-min(r A, clip(r, 1 - e, 1 + e) A)` with `r = p / p_old`, `[B]`.
+
+    Schulman et al. 2017 (arXiv:1707.06347), eq. 7, negated. Beyond the clip, on the side to which
+    the advantage pushes, the gradient is zero.
+    """
+    ratio = jnp.exp(log_prob - old_log_prob)
+    clipped = jnp.clip(ratio, 1 - clip, 1 + clip)
+    return -jnp.minimum(ratio * advantage, clipped * advantage)
+
+
+def value_loss(
+    value: jax.Array, old_value: jax.Array, target: jax.Array, clip: Number | None = None
+) -> jax.Array:
+    """Half the squared error, `[B]`; with `clip` the worse of it and that of a clipped value.
+
+    The clipped value moves from `old_value` by at most `clip` (Huang et al. 2022, detail 9).
+    """
+    loss = jnp.square(value - target)
+    if clip is not None:
+        near = old_value + jnp.clip(value - old_value, -clip, clip)
+        loss = jnp.maximum(loss, jnp.square(near - target))
+    return loss / 2
+
+
+def ppo(
+    net: Net,
+    optimizer: optax.GradientTransformation,
+    *,
+    actions: type[Discrete] | type[Box] = Discrete,
+    discount: Number = 0.99,
+    trace: Number = 0.95,
+    clip: Number | Schedule = 0.2,
+    value_clip: Number | None = 0.2,
+    value_weight: Number = 0.5,
+    entropy_weight: Number | Schedule = 0.01,
+    epochs: int = 4,
+    minibatches: int = 4,
+) -> Agent:
+    """PPO with a clipped objective and generalised advantages (Schulman et al. 2017, 2016).
+
+    With the details that matter (Huang et al. 2022): advantages are normalised in each minibatch,
+    every epoch shuffles anew, a time limit is bootstrapped from the value of what it cut off, and
+    probabilities are of the actions as drawn, before an environment clips them.
+
+    Args:
+      net: `obs[B, ...] -> (output, value[B])`, where `output` is logits `[B, A]` or, for `Box`
+        actions, the mean and log standard deviation of a Gaussian, each `[B, D]`.
+      optimizer: its schedules count minibatches, `epochs * minibatches` to an update.
+      actions: the kind of actions.
+      discount: of rewards, gamma.
+      trace: lambda of the advantages; 0 is one step, 1 is the whole return.
+      clip: epsilon of the objective. Like `entropy_weight`, a number or a schedule of updates.
+      value_clip: how far a value may move in an update; None not to limit it.
+      value_weight: of the value's loss.
+      entropy_weight: of the entropy, which is added to the objective.
+      epochs: passes over each trajectory.
+      minibatches: updates in one pass; they divide `T * N`.
+
+    Returns:
+      An agent that reports the three losses, `entropy`, the divergence `kl` from the old policy
+      (Schulman's estimator `r - 1 - log r`), `clipped`, the fraction of ratios beyond the clip, and
+      the norms of `descend`.
+
+    Raises:
+      InputError: fewer than one epoch or minibatch, or minibatches that do not divide `T * N`.
+    """
+    if epochs < 1 or minibatches < 1:
+        raise InputError(f"ppo(epochs={epochs}, minibatches={minibatches}): expected at least 1")
+
+    def policy_of(output: Any) -> Categorical | Gaussian:
+        return Categorical(output) if actions is Discrete else Gaussian(*output)
+
+    def init(key: jax.Array, example: Batch) -> TrainState:
+        size = example["reward"].size
+        if size % minibatches:
+            raise InputError(
+                f"ppo(minibatches={minibatches}): the {size} steps of an update do not divide into "
+                "them; change num_steps, num_envs or minibatches"
+            )
+        params, model_state = net.init(key, example["obs"][0])
+        return TrainState.create(
+            key, params, opt_state=optimizer.init(params), model_state=model_state
+        )
+
+    def act(
+        state: TrainState, obs: jax.Array, carry: PyTree, key: jax.Array, explore: bool
+    ) -> tuple[jax.Array, dict[str, jax.Array], PyTree]:
+        (output, value), _ = net.apply(state.params, state.model_state, obs)
+        policy = policy_of(output)
+        if not explore:
+            return policy.mode(), {}, carry
+        action = policy.sample(key)
+        return action, {"log_prob": policy.log_prob(action), "value": value}, carry
+
+    def loss_of(
+        params: PyTree, state: TrainState, batch: Batch
+    ) -> tuple[jax.Array, tuple[Metrics, PyTree]]:
+        (output, value), model_state = net.apply(
+            params, state.model_state, batch["obs"], key=state.rng("net"), train=True
+        )
+        policy = policy_of(output)
+        log_prob, entropy = policy.log_prob(batch["action"]), policy.entropy()
+        epsilon = _now(clip, state)
+        policy_losses = clipped_surrogate(
+            log_prob, batch["log_prob"], _normalised(batch["advantage"]), epsilon
+        )
+        value_losses = value_loss(value, batch["value"], batch["target"], value_clip)
+        loss = (
+            policy_losses.mean()
+            + value_weight * value_losses.mean()
+            - _now(entropy_weight, state) * entropy.mean()
+        )
+        log_ratio = log_prob - batch["log_prob"]
+        ratio = jnp.exp(log_ratio)
+        metrics = {
+            "loss": Mean.of(loss),
+            "loss/policy": Mean.of(policy_losses),
+            "loss/value": Mean.of(value_losses),
+            "entropy": Mean.of(entropy),
+            "kl": Mean.of(ratio - 1 - log_ratio),
+            "clipped": Mean.of(jnp.abs(ratio - 1) > epsilon),
+        }
+        return loss, (metrics, model_state)
+
+    def update(state: TrainState, trajectory: Batch) -> tuple[TrainState, Metrics]:
+        (_, final_value), _ = jax.vmap(net.apply, (None, None, 0))(
+            state.params, state.model_state, trajectory["final_obs"]
+        )
+        advantage = gae(
+            trajectory["reward"],
+            trajectory["value"],
+            final_value,
+            trajectory["terminated"],
+            trajectory["truncated"],
+            discount,
+            trace,
+        )
+        examples = {
+            **{name: trajectory[name] for name in ("obs", "action", "log_prob", "value")},
+            "advantage": advantage,
+            "target": advantage + trajectory["value"],
+        }
+        size = advantage.size
+        examples = jax.tree.map(lambda leaf: leaf.reshape(size, *leaf.shape[2:]), examples)
+
+        def one(state: TrainState, index: jax.Array) -> tuple[TrainState, Metrics]:
+            batch = jax.tree.map(lambda leaf: leaf[index], examples)
+            grads, (metrics, model_state) = jax.grad(loss_of, has_aux=True)(
+                state.params, state, batch
+            )
+            params, opt_state, norms = descend(optimizer, grads, state.opt_state, state.params)
+            state = state.replace(params=params, opt_state=opt_state, model_state=model_state)
+            return state, {**metrics, **norms}
+
+        keys = jax.random.split(state.rng("shuffle"), epochs)
+        index = jax.vmap(lambda key: jax.random.permutation(key, size))(keys)
+        state, metrics = jax.lax.scan(one, state, index.reshape(epochs * minibatches, -1))
+        return state.replace(step=state.step + 1), metrics_lib.collapse(metrics)
+
+    return Agent(Learner(init, update, evaluate=lambda state, batch, key: {}), act, actions)
+
+
+def _now(value: Number | Schedule, state: TrainState) -> Any:
+    return value(state.step) if callable(value) else value
+
+
+def _normalised(advantage: jax.Array) -> jax.Array:
+    return (advantage - advantage.mean()) / (advantage.std() + 1e-8)
