@@ -4,12 +4,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments import cli
+from nets.net import Net
 from paradigms import data
 from paradigms.core.metrics import Means
 from paradigms.core.pictures import draw_confusion
+from paradigms.core.state import PyTree
+from paradigms.data import augment
 from paradigms.data.cache import Data
 
 FASHION_CLASSES = (
@@ -72,6 +77,38 @@ def load_splits(
         return Splits(train, None, test)
     rest, held_out = data.split(train, validation, seed=_SPLIT_SEED)
     return Splits(rest, held_out, test)
+
+
+def six_views(net: Net, padding: augment.Padding) -> Net:
+    """Averages logits in evaluation over both flips of the image and of two diagonal shifts.
+
+    The unshifted views weigh a quarter each, those shifted by a pixel an eighth (Jordan 2024,
+    arXiv:2404.00498, section 3.6).
+
+    Args:
+      net: images `[B, H, W, C]` to logits `[B, K]`; in training it stays as it is.
+      padding: what a shift brings in, as for `augment.shift`.
+    """
+
+    def apply(
+        params: PyTree,
+        model_state: PyTree,
+        image: jax.Array,
+        *,
+        key: jax.Array | None = None,
+        train: bool = False,
+    ) -> tuple[jax.Array, PyTree]:
+        if train:
+            return net.apply(params, model_state, image, key=key, train=True)
+        logits = jnp.zeros(())
+        for pixels, weight in ((0, 0.5), (1, 0.25), (-1, 0.25)):
+            offset = jnp.full((len(image), 2), pixels)
+            view = augment.shift(image, offset, padding)
+            for mirrored in (view, view[:, :, ::-1]):
+                logits += weight / 2 * net.apply(params, model_state, mirrored)[0]
+        return logits, model_state
+
+    return Net(net.init, apply)
 
 
 def confusion_picture(class_names: Sequence[str], directory: Path, test: Means) -> None:

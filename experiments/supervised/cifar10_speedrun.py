@@ -64,34 +64,7 @@ def network(config: Config, whitening: np.ndarray | None = None) -> Net:
     net = nets.preprocess(
         nets.airbench(10, whitening=whitening), augment.normalise(*augment.CIFAR10)
     )
-    return six_views(nets.with_precision(net, config.precision))
-
-
-def six_views(net: Net) -> Net:
-    """Averages logits in evaluation over both flips of the image and of two diagonal shifts.
-
-    The unshifted views weigh a quarter each, the four shifted ones an eighth.
-    """
-
-    def apply(
-        params: PyTree,
-        model_state: PyTree,
-        image: jax.Array,
-        *,
-        key: jax.Array | None = None,
-        train: bool = False,
-    ) -> tuple[jax.Array, PyTree]:
-        if train:
-            return net.apply(params, model_state, image, key=key, train=True)
-        logits = jnp.zeros(())
-        for pixels, weight in ((0, 0.5), (1, 0.25), (-1, 0.25)):
-            offset = jnp.full((len(image), 2), pixels)
-            view = augment.shift(image, offset, "reflect")
-            for mirrored in (view, view[:, :, ::-1]):
-                logits += weight / 2 * net.apply(params, model_state, mirrored)[0]
-        return logits, model_state
-
-    return Net(net.init, apply)
+    return images.six_views(nets.with_precision(net, config.precision), "reflect")
 
 
 def alternating_flip(learner: Learner, steps_per_epoch: int) -> Learner:
