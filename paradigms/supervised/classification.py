@@ -37,8 +37,8 @@ def cross_entropy(
       class_weights: K factors, one for each class's term of the sum.
 
     Returns:
-      float32 `[B]`; NaN for an integer label outside 0 to K - 1, so that `fit` stops at it. Its
-      gradient is zero: an example that the mask leaves out may have such a label.
+      float32 `[B]`; 0, like its gradient, for an integer label outside 0 to K - 1. `classifier`
+      tells of such labels.
     """
     chex.assert_rank(logits, 2)
     logits = logits.astype(jnp.float32)
@@ -46,10 +46,7 @@ def cross_entropy(
     target = optax.smooth_labels(target, label_smoothing)
     if class_weights is not None:
         target = target * jnp.asarray(class_weights, jnp.float32)
-    losses = -jnp.sum(target * jax.nn.log_softmax(logits), axis=-1)
-    if jnp.issubdtype(label.dtype, jnp.integer):
-        losses = jnp.where((label >= 0) & (label < logits.shape[-1]), losses, jnp.nan)
-    return losses
+    return -jnp.sum(target * jax.nn.log_softmax(logits), axis=-1)
 
 
 def classifier(
@@ -78,7 +75,9 @@ def classifier(
       input_name: the entry of the batch that goes into the net.
 
     Returns:
-      A learner. `update` reports `loss` (smoothed and weighted as trained), `accuracy` and norms.
+      A learner. `update` reports `loss` (smoothed and weighted as trained; NaN, at which `fit`
+      stops, where an integer label is outside 0 to K - 1 and its mask is not 0), `accuracy` and
+      norms.
       `evaluate` reports `loss` (negative log-likelihood in nats), `accuracy`, `top5` where K > 5,
       and the ingredients of `derive_classification`.
 
@@ -113,7 +112,10 @@ def classifier(
             loss = Mean(total=total, count=(share * weight).sum())
         else:
             loss = Mean.of(losses, weight)
-        metrics = {"loss": loss, "accuracy": Mean.of(_hits(logits, label, 1), weight)}
+        metrics = {
+            "loss": _nan_at_wrong_labels(loss, batch["label"], logits.shape[-1], weight),
+            "accuracy": Mean.of(_hits(logits, label, 1), weight),
+        }
         return loss.value(), (metrics, model_state)
 
     def evaluate(state: TrainState, batch: Batch, key: jax.Array) -> Metrics:
@@ -146,7 +148,9 @@ def classification_metrics(logits: jax.Array, label: jax.Array, mask: jax.Array)
     true = _probabilities(label, classes) * mask[:, None]
     predicted = jax.nn.one_hot(logits.argmax(-1), classes)
     metrics = {
-        "loss": Mean.of(cross_entropy(logits, label), mask),
+        "loss": _nan_at_wrong_labels(
+            Mean.of(cross_entropy(logits, label), mask), label, classes, mask
+        ),
         "accuracy": Mean.of(hits, mask),
         "calibration/confidence": Mean(total=confidence @ in_bin, count=in_bin.sum(0)),
         "calibration/accuracy": Mean(total=hits @ in_bin, count=in_bin.sum(0)),
@@ -185,6 +189,14 @@ def _probabilities(label: jax.Array, classes: int) -> jax.Array:
     if jnp.issubdtype(label.dtype, jnp.integer):
         return jax.nn.one_hot(label, classes)
     return label.astype(jnp.float32)
+
+
+def _nan_at_wrong_labels(loss: Mean, label: jax.Array, classes: int, weight: jax.Array) -> Mean:
+    """The loss, or NaN where a label that counts is no class, so that `fit` stops at it."""
+    if not jnp.issubdtype(label.dtype, jnp.integer):
+        return loss
+    wrong = ((label < 0) | (label >= classes)) & (weight > 0)
+    return loss.replace(total=jnp.where(wrong.any(), jnp.nan, loss.total))
 
 
 def _hits(logits: jax.Array, label: jax.Array, k: int) -> jax.Array:

@@ -9,7 +9,7 @@ from jax.extend.core import jaxprs_in_params
 
 from paradigms.core.errors import InputError
 from paradigms.reinforcement import replay as replays
-from paradigms.reinforcement.replay import Replay, importance_weights
+from paradigms.reinforcement.replay import importance_weights
 
 KEY = jax.random.key(0)
 DISCOUNT = 0.9
@@ -17,7 +17,7 @@ DISCOUNT = 0.9
 
 def compiled(replay):
     """The same memory, a function at a time: much quicker than one operation at a time."""
-    return Replay(
+    return replay._replace(
         init=jax.jit(replay.init),
         add=jax.jit(replay.add),
         size=jax.jit(replay.size),
