@@ -148,9 +148,17 @@ def test_every_epoch_sees_every_step_once():
 
 
 def test_schedules_count_updates():
-    falling = one_update(entropy_weight=lambda step: jnp.where(step == 0, 0.0, 1e9))
-    still = one_update(entropy_weight=0.0)
-    jax.tree.map(np.testing.assert_array_equal, falling[0], still[0])
+    """Not minibatches: off during the first update, on in the second."""
+
+    def logits(entropy_weight, updates):
+        agent = ppo(TABLE, optax.sgd(0.1), entropy_weight=entropy_weight, epochs=2, minibatches=2)
+        return train(agent, worlds.chain(3), updates)[1].params["logits"]
+
+    def late(step):
+        return jnp.where(step == 0, 0.0, 10.0)
+
+    np.testing.assert_array_equal(logits(late, 1), logits(lambda step: 0.0 * step, 1))
+    assert jnp.abs(logits(late, 2) - logits(lambda step: 0.0 * step, 2)).max() > 1e-3
 
 
 def test_hyperparameters_can_be_swept():
