@@ -72,17 +72,25 @@ def descend(
     grads: PyTree,
     opt_state: PyTree,
     params: PyTree,
+    name: str = "",
 ) -> tuple[PyTree, PyTree, Metrics]:
     """One optimiser step, with the three norms that tell whether training is healthy.
+
+    Args:
+      optimizer: of these parameters.
+      grads: of the loss.
+      opt_state: the optimiser's.
+      params: where the gradient was taken.
+      name: of the net, where a learner has several; it ends the names of the norms.
 
     Returns:
       `(params, opt_state, metrics)`; the metrics are the global norms of the gradient (before any
       clipping in the optimiser), the parameters (before the step) and the update.
     """
     updates, opt_state = optimizer.update(grads, opt_state, params)
+    trees = {"gradient": grads, "parameter": params, "update": updates}
+    suffix = f"/{name}" if name else ""
     metrics = {
-        "norm/gradient": Mean.of(optax.tree.norm(grads)),
-        "norm/parameter": Mean.of(optax.tree.norm(params)),
-        "norm/update": Mean.of(optax.tree.norm(updates)),
+        f"norm/{kind}{suffix}": Mean.of(optax.tree.norm(tree)) for kind, tree in trees.items()
     }
     return optax.apply_updates(params, updates), opt_state, metrics

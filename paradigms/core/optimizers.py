@@ -28,7 +28,7 @@ from paradigms.core.state import PyTree
 
 Scalar = float | jax.Array
 Schedule = Callable[[jax.typing.ArrayLike], jax.typing.ArrayLike]
-LearningRate = Scalar | Schedule
+Scheduled = Scalar | Schedule
 Mask = bool | PyTree | Callable[[PyTree], PyTree]
 
 
@@ -93,7 +93,7 @@ def hidden_kernels(params: PyTree) -> PyTree:
 
 
 def sgd(
-    learning_rate: LearningRate,
+    learning_rate: Scheduled,
     momentum: Scalar = 0.0,
     nesterov: bool = False,
     *,
@@ -133,7 +133,7 @@ def sgd(
 
 
 def rmsprop(
-    learning_rate: LearningRate,
+    learning_rate: Scheduled,
     decay: Scalar = 0.9,
     eps: Scalar = 1e-8,
     *,
@@ -180,7 +180,7 @@ def rmsprop(
 
 
 def adam(
-    learning_rate: LearningRate,
+    learning_rate: Scheduled,
     b1: Scalar = 0.9,
     b2: Scalar = 0.999,
     eps: Scalar = 1e-8,
@@ -218,7 +218,7 @@ def adam(
 
 
 def adamw(
-    learning_rate: LearningRate,
+    learning_rate: Scheduled,
     b1: Scalar = 0.9,
     b2: Scalar = 0.999,
     eps: Scalar = 1e-8,
@@ -257,7 +257,7 @@ def adamw(
 
 
 def lars(
-    learning_rate: LearningRate,
+    learning_rate: Scheduled,
     momentum: Scalar = 0.9,
     *,
     trust_coefficient: Scalar = 0.001,
@@ -307,11 +307,11 @@ def lars(
 
 
 def muon(
-    learning_rate: LearningRate,
+    learning_rate: Scheduled,
     momentum: Scalar = 0.95,
     *,
     hidden: Callable[[PyTree], PyTree] = hidden_kernels,
-    adam_learning_rate: LearningRate | None = None,
+    adam_learning_rate: Scheduled | None = None,
     weight_decay: Scalar = 0.0,
     decay_mask: Mask = kernels_only,
     max_norm: Scalar | None = None,
@@ -494,12 +494,17 @@ def _decay(weight_decay: Scalar, mask: Mask) -> optax.GradientTransformation:
     return optax.add_decayed_weights(weight_decay, mask)
 
 
-def _scale(learning_rate: LearningRate) -> optax.GradientTransformation:
+def _scale(learning_rate: Scheduled) -> optax.GradientTransformation:
     _in_range("learning_rate", learning_rate, 0)
     return optax.scale_by_learning_rate(learning_rate)
 
 
 # Schedules --------------------------------------------------------------------------------------
+
+
+def current(value: Scheduled, count: jax.typing.ArrayLike) -> Any:
+    """What a number, or a schedule of `count`, is at `count`."""
+    return value(count) if callable(value) else value
 
 
 def constant(value: Scalar) -> Schedule:

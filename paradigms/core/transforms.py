@@ -12,12 +12,12 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from paradigms.core.ema import ema
 from paradigms.core.errors import InputError
 from paradigms.core.learner import Batch, Learner, Metrics
 from paradigms.core.mesh import constrain_batch
+from paradigms.core.optimizers import Scheduled, current
 from paradigms.core.sampling import batch_indices, common_length, data_key
 from paradigms.core.state import PyTree, TrainState
 
@@ -216,7 +216,7 @@ def averaged(
     return Learner(init, update, evaluate)
 
 
-def lookahead(learner: Learner, decay: optax.Schedule | float = 0.5, *, period: int = 5) -> Learner:
+def lookahead(learner: Learner, decay: Scheduled = 0.5, *, period: int = 5) -> Learner:
     """Lookahead (Zhang et al. 2019, arXiv:1907.08610, algorithm 1), batch statistics included.
 
     Every `period` updates the slow weights move towards the fast ones,
@@ -238,7 +238,7 @@ def lookahead(learner: Learner, decay: optax.Schedule | float = 0.5, *, period: 
         state, metrics = learner.update(state, batch)
         slow, fast = state.target["lookahead"], _weights(state)
         now = state.step % period == 0
-        moved = ema(slow, fast, decay(state.step) if callable(decay) else decay)
+        moved = ema(slow, fast, current(decay, state.step))
         slow = jax.tree.map(lambda new, old: jnp.where(now, new, old), moved, slow)
         fast = jax.tree.map(lambda new, old: jnp.where(now, new, old), moved, fast)
         return state.replace(**fast, target={**state.target, "lookahead": slow}), metrics

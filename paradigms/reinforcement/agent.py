@@ -63,7 +63,8 @@ def interact(
     Returns:
       A learner that adds `episode/return` and `episode/length` to the agent's metrics: means over
       the episodes that ended during the update. Its `evaluate` acts greedily in fresh worlds and
-      reports `return`, `length` and the fraction `unfinished`.
+      reports `return`, `length` and the fraction `unfinished`. A return is a sum of scores, which
+      no wrapper has changed.
 
     Raises:
       InputError: the environment does not take this agent's actions, or a number below 1.
@@ -95,7 +96,7 @@ def interact(
             )
             env_world, timestep = env.step(step_key, world["env"], action)
             done = timestep.terminated | timestep.truncated
-            returned, length = world["return"] + timestep.reward, world["length"] + 1
+            returned, length = world["return"] + timestep.score, world["length"] + 1
             moved = {
                 "env": env_world,
                 "obs": timestep.obs,
@@ -157,8 +158,8 @@ def play(
       explore: whether to act as in training, in place of greedily.
 
     Returns:
-      Undiscounted returns float32 `[episodes]`, lengths float32 `[episodes]`, and whether each
-      ended, bool `[episodes]`.
+      Returns (sums of the scores) float32 `[episodes]`, lengths float32 `[episodes]`, and whether
+      each episode ended, bool `[episodes]`.
     """
 
     def under_way(loop: PyTree) -> jax.Array:
@@ -174,7 +175,7 @@ def play(
             "obs": timestep.obs,
             "carry": carry,
             "alive": loop["alive"] & ~(timestep.terminated | timestep.truncated),
-            "return": loop["return"] + jnp.where(loop["alive"], timestep.reward, 0),
+            "return": loop["return"] + jnp.where(loop["alive"], timestep.score, 0),
             "length": loop["length"] + loop["alive"],
         }
 

@@ -1,6 +1,5 @@
 """Deep Q-learning and the parts of Rainbow, each an option of its own."""
 
-from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -8,18 +7,15 @@ import jax.numpy as jnp
 import optax
 
 from nets.net import Net
-from paradigms.core import metrics as metrics_lib
 from paradigms.core.errors import InputError
 from paradigms.core.learner import Batch, Learner, Metrics, descend
 from paradigms.core.metrics import Mean
+from paradigms.core.optimizers import Scalar, Scheduled, current
 from paradigms.core.state import PyTree, TrainState
 from paradigms.reinforcement.agent import Agent
 from paradigms.reinforcement.environment import Discrete
+from paradigms.reinforcement.off_policy import practise
 from paradigms.reinforcement.replay import Replay, importance_weights
-
-Schedule = Callable[[jax.Array], Any]
-Number = Any
-"""A number, or a traced scalar."""
 
 
 def q_target(
@@ -72,8 +68,8 @@ def dqn(
     optimizer: optax.GradientTransformation,
     replay: Replay,
     *,
-    epsilon: Number | Schedule = 0.05,
-    discount: Number = 0.99,
+    epsilon: Scheduled = 0.05,
+    discount: Scalar = 0.99,
     batch_size: int = 128,
     warm_up: int = 10_000,
     train_every: int = 10,
@@ -81,7 +77,7 @@ def dqn(
     double: bool = True,
     loss: Literal["squared", "huber"] = "squared",
     support: tuple[float, float] | None = None,
-    beta: Number | Schedule = 1.0,
+    beta: Scheduled = 1.0,
     noisy: bool = False,
 ) -> Agent:
     """DQN (Mnih et al. 2015) on a replay memory; with all of its options, Rainbow.
@@ -98,8 +94,7 @@ def dqn(
       discount: gamma.
       batch_size: transitions of one gradient update.
       warm_up: environment steps before the first gradient update.
-      train_every: environment steps to a gradient update. Below `T * N` an update of the learner
-        has several; above it some have none, which costs as much, so make trajectories longer.
+      train_every: environment steps to a gradient update; see `practise`.
       target_every: environment steps after which the target net becomes a copy of the net.
       double: whether the net chooses the action that the target net values.
       loss: of the error, "squared" (no half) or "huber" (quadratic up to 1); not with `support`.
@@ -118,14 +113,8 @@ def dqn(
       InputError: an interval below 1, a warm-up or a batch beyond the capacity of the replay, an
         unknown loss, or a support that does not rise.
     """
-    for name, number in {"train_every": train_every, "target_every": target_every}.items():
-        if number < 1:
-            raise InputError(f"dqn({name}={number}): expected at least 1 environment step")
-    if max(warm_up, batch_size) > replay.capacity:
-        raise InputError(
-            f"dqn(warm_up={warm_up}, batch_size={batch_size}): more than the replay memory's "
-            f"capacity of {replay.capacity}; choose a larger one"
-        )
+    if target_every < 1:
+        raise InputError(f"dqn(target_every={target_every}): expected at least 1 environment step")
     if loss not in ("squared", "huber"):
         raise InputError(f"dqn(loss={loss!r}): expected 'squared' or 'huber'")
     if support is not None and not support[0] < support[1]:
@@ -166,7 +155,9 @@ def dqn(
         if not explore:
             return greedy, {}, carry
         random = jax.random.randint(choice_key, greedy.shape, 0, output.shape[1])
-        explores = jax.random.uniform(random_key, greedy.shape) < _at(epsilon, state)
+        explores = jax.random.uniform(random_key, greedy.shape) < current(
+            epsilon, state.world["steps"]
+        )
         return jnp.where(explores, random, greedy), {}, carry
 
     def errors(
@@ -197,59 +188,44 @@ def dqn(
         losses = optax.losses.softmax_cross_entropy(logits, jax.lax.stop_gradient(target))
         return losses, (losses, _of_action(values(output), batch["action"]), model_state)
 
-    def learn(state: TrainState, key: jax.Array, fires: jax.Array) -> tuple[TrainState, Metrics]:
-        """One gradient update, which counts only where `fires`."""
-        draw_key, noise_key = jax.random.split(key)
-        batch = replay.sample(state.memory, draw_key, batch_size, discount)
-        weights = importance_weights(batch["mass"], _at(beta, state))
+    def learn(
+        state: TrainState, batch: Batch, key: jax.Array, number: jax.Array
+    ) -> tuple[TrainState, Metrics, jax.Array]:
+        del number
+        weights = importance_weights(batch["mass"], current(beta, state.world["steps"]))
 
         def loss_of(params: PyTree) -> tuple[jax.Array, Any]:
-            losses, others = errors(params, state, batch, noise_key)
+            losses, others = errors(params, state, batch, key)
             return (weights * losses).mean(), (losses, *others)
 
         grads, (losses, error, q, model_state) = jax.grad(loss_of, has_aux=True)(state.params)
         params, opt_state, norms = descend(optimizer, grads, state.opt_state, state.params)
-        old = (state.params, state.opt_state, state.model_state)
-        params, opt_state, model_state = jax.tree.map(
-            lambda new, old: jnp.where(fires, new, old), (params, opt_state, model_state), old
-        )
-        state = state.replace(
-            params=params,
-            opt_state=opt_state,
-            model_state=model_state,
-            memory=replay.update(state.memory, batch["index"], error),
-        )
-        means = {"loss": losses, "error": error, "q": q}
-        metrics = {name: Mean.of(value, fires) for name, value in means.items()}
-        norms = {name: Mean.of(norm.value(), fires) for name, norm in norms.items()}
-        return state, {**metrics, **norms}
+        state = state.replace(params=params, opt_state=opt_state, model_state=model_state)
+        means = {"loss": Mean.of(losses), "error": Mean.of(error), "q": Mean.of(q)}
+        return state, {**means, **norms}, error
+
+    practised = practise(
+        learn,
+        replay,
+        discount=discount,
+        batch_size=batch_size,
+        warm_up=warm_up,
+        train_every=train_every,
+    )
 
     def update(state: TrainState, trajectory: Batch) -> tuple[TrainState, Metrics]:
-        steps = trajectory["reward"].size
         after = state.world["steps"]
-        before = after - steps
-        state = state.replace(memory=replay.add(state.memory, trajectory))
-
-        most = -(-steps // train_every)
-        due = jnp.arange(most) < after // train_every - before // train_every
-        ready = (after >= warm_up) & (replay.size(state.memory) > 0)
-        keys = jax.random.split(state.rng("learn"), most)
-        state, metrics = jax.lax.scan(lambda s, xs: learn(s, *xs), state, (keys, due & ready))
-
+        before = after - trajectory["reward"].size
+        state, metrics = practised(state, trajectory)
         renew = after // target_every > before // target_every
         online = {"params": state.params, "model_state": state.model_state}
         target = jax.tree.map(
             lambda new, old: jnp.where(renew, new, old), online, state.target["q"]
         )
-        state = state.replace(step=state.step + 1, target={**state.target, "q": target})
-        metrics = metrics_lib.collapse(metrics)
-        return state, {**metrics, "epsilon": Mean.of(_at(epsilon, state))}
+        state = state.replace(target={**state.target, "q": target})
+        return state, {**metrics, "epsilon": Mean.of(current(epsilon, after))}
 
     return Agent(Learner(init, update, evaluate=lambda state, batch, key: {}), act, Discrete)
-
-
-def _at(value: Number | Schedule, state: TrainState) -> Any:
-    return value(state.world["steps"]) if callable(value) else value
 
 
 def _of_action(table: jax.Array, action: jax.Array) -> jax.Array:

@@ -40,6 +40,7 @@ class Timestep(NamedTuple):
       truncated: bool `[N]`, it was cut short, and its future has a value.
       final_obs: `[N, ...]`, what the actions led to, before any reset. Values are bootstrapped
         from it, never from `obs`.
+      score: float32 `[N]`, what to report: the reward before any wrapper changed it.
     """
 
     obs: jax.Array
@@ -47,6 +48,7 @@ class Timestep(NamedTuple):
     terminated: jax.Array
     truncated: jax.Array
     final_obs: jax.Array
+    score: jax.Array
 
 
 class Environment(NamedTuple):
@@ -102,12 +104,14 @@ def batched(
             (fresh, first_obs),
             (moved, final_obs),
         )
+        reward = jnp.asarray(reward, jnp.float32)
         timestep = Timestep(
             obs,
-            jnp.asarray(reward, jnp.float32),
+            reward,
             jnp.asarray(terminated, bool),
             jnp.asarray(truncated, bool),
             final_obs.astype(first_obs.dtype),
+            score=reward,
         )
         return world, timestep
 

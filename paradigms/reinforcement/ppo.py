@@ -1,6 +1,5 @@
 """Proximal policy optimisation."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,19 +11,16 @@ from paradigms.core import metrics as metrics_lib
 from paradigms.core.errors import InputError
 from paradigms.core.learner import Batch, Learner, Metrics, descend
 from paradigms.core.metrics import Mean
+from paradigms.core.optimizers import Scalar, Scheduled, current
 from paradigms.core.state import PyTree, TrainState
 from paradigms.reinforcement.agent import Agent
 from paradigms.reinforcement.environment import Box, Discrete
 from paradigms.reinforcement.policies import Categorical, Gaussian
 from paradigms.reinforcement.returns import gae
 
-Schedule = Callable[[jax.Array], Any]
-Number = Any
-"""A number, a traced scalar, or a schedule of the number of updates done."""
-
 
 def clipped_surrogate(
-    log_prob: jax.Array, old_log_prob: jax.Array, advantage: jax.Array, clip: Number
+    log_prob: jax.Array, old_log_prob: jax.Array, advantage: jax.Array, clip: Scalar
 ) -> jax.Array:
     """The loss of the policy, `-min(r A, clip(r, 1 - e, 1 + e) A)` with `r = p / p_old`, `[B]`.
 
@@ -37,7 +33,7 @@ def clipped_surrogate(
 
 
 def value_loss(
-    value: jax.Array, old_value: jax.Array, target: jax.Array, clip: Number | None = None
+    value: jax.Array, old_value: jax.Array, target: jax.Array, clip: Scalar | None = None
 ) -> jax.Array:
     """Half the squared error, `[B]`; with `clip` the worse of it and that of a clipped value.
 
@@ -55,12 +51,12 @@ def ppo(
     optimizer: optax.GradientTransformation,
     *,
     actions: type[Discrete] | type[Box] = Discrete,
-    discount: Number = 0.99,
-    trace: Number = 0.95,
-    clip: Number | Schedule = 0.2,
-    value_clip: Number | None = 0.2,
-    value_weight: Number = 0.5,
-    entropy_weight: Number | Schedule = 0.01,
+    discount: Scalar = 0.99,
+    trace: Scalar = 0.95,
+    clip: Scheduled = 0.2,
+    value_clip: Scalar | None = 0.2,
+    value_weight: Scalar = 0.5,
+    entropy_weight: Scheduled = 0.01,
     epochs: int = 4,
     minibatches: int = 4,
 ) -> Agent:
@@ -128,7 +124,7 @@ def ppo(
         )
         policy = policy_of(output)
         log_prob, entropy = policy.log_prob(batch["action"]), policy.entropy()
-        epsilon = _now(clip, state)
+        epsilon = current(clip, state.step)
         policy_losses = clipped_surrogate(
             log_prob, batch["log_prob"], _normalised(batch["advantage"]), epsilon
         )
@@ -136,7 +132,7 @@ def ppo(
         loss = (
             policy_losses.mean()
             + value_weight * value_losses.mean()
-            - _now(entropy_weight, state) * entropy.mean()
+            - current(entropy_weight, state.step) * entropy.mean()
         )
         log_ratio = log_prob - batch["log_prob"]
         ratio = jnp.exp(log_ratio)
@@ -186,10 +182,6 @@ def ppo(
         return state.replace(step=state.step + 1), metrics_lib.collapse(metrics)
 
     return Agent(Learner(init, update, evaluate=lambda state, batch, key: {}), act, actions)
-
-
-def _now(value: Number | Schedule, state: TrainState) -> Any:
-    return value(state.step) if callable(value) else value
 
 
 def _normalised(advantage: jax.Array) -> jax.Array:
