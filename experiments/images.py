@@ -13,7 +13,7 @@ from nets.net import Net
 from paradigms import data
 from paradigms.core.metrics import Means
 from paradigms.core.pictures import draw_confusion
-from paradigms.core.state import PyTree
+from paradigms.core.state import PyTree, TrainState
 from paradigms.data import augment
 from paradigms.data.cache import Data
 
@@ -111,8 +111,11 @@ def six_views(net: Net, padding: augment.Padding) -> Net:
     return Net(net.init, apply)
 
 
-def confusion_picture(class_names: Sequence[str], directory: Path, test: Means) -> None:
+def confusion_picture(
+    class_names: Sequence[str], directory: Path, test: Means, state: TrainState
+) -> None:
     """Draws the confusion matrix of one run's test metrics."""
+    del state
     matrix = np.asarray(test["confusion"].total)
     draw_confusion(matrix, class_names, directory / "confusion.png")
 

@@ -54,7 +54,7 @@ class Task(NamedTuple):
       derive: from summed means to the numbers to report.
       headline: the metric to show while training, and the one that `smoke` must improve.
       weights: which weights evaluation uses, as `{"params": ..., "model_state": ...}`.
-      pictures: draws into a directory from the test metrics of the first run.
+      pictures: draws into a directory from the test metrics and the final state of the first run.
       start: changes the fresh state, of all runs, before the first update (pretrained weights).
       data_axis: 0 where every run has training data of its own, stacked; None where they share it.
     """
@@ -69,7 +69,7 @@ class Task(NamedTuple):
     derive: Callable[[Means], dict[str, float]] = metrics_lib.derive
     headline: str = "accuracy"
     weights: Callable[[TrainState], dict[str, PyTree]] = _live_weights
-    pictures: Callable[[Path, Means], None] | None = None
+    pictures: Callable[[Path, Means, TrainState], None] | None = None
     start: Callable[[TrainState], TrainState] = lambda state: state
     data_axis: int | None = None
 
@@ -233,7 +233,8 @@ def _train(
     test = evaluate_test(fitted.state, evaluation_key)
     _save_net(run.directory, task, fitted.state)
     if task.pictures is not None:
-        task.pictures(run.directory, _run_of(test, 0))
+        first = jax.tree.map(lambda leaf: leaf[0], fitted.state)
+        task.pictures(run.directory, _run_of(test, 0), first)
     draw_curves(run.read_metrics(), run.directory / "curves.png")
     final = {f"test/{name}": values for name, values in _per_run(test, task.derive).items()}
     params = task.weights(fitted.state)["params"]
@@ -404,7 +405,7 @@ def _show(directory: Path, summary: Mapping[str, Any]) -> None:
             f"steps/s, {speed['compile_seconds']:.1f} s of compilation",
             highlight=False,
         )
-    pictures = ", ".join(sorted(path.name for path in directory.glob("*.png")))
+    pictures = ", ".join(sorted(path.name for path in directory.glob("*.[pg][ni][gf]")))
     console.print(f"{directory}: summary.json, metrics.csv, {pictures}", highlight=False)
 
 

@@ -16,11 +16,13 @@ from nets.net import (
     Net,
     chain,
     count_parameters,
+    ensemble,
     from_linen,
     from_nnx,
     preprocess,
     with_precision,
 )
+from nets.recurrent import recurrent_actor_critic
 from nets.resnet import resnet, resnet_cifar
 from nets.vit import vit
 from nets.wide_resnet import wide_resnet
@@ -34,6 +36,7 @@ __all__ = [
     "count_parameters",
     "critic",
     "deterministic_actor",
+    "ensemble",
     "from_linen",
     "from_nnx",
     "minatar_cnn",
@@ -41,6 +44,7 @@ __all__ = [
     "nature_cnn",
     "preprocess",
     "q_network",
+    "recurrent_actor_critic",
     "resnet",
     "resnet_cifar",
     "squashed_gaussian",

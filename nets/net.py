@@ -206,6 +206,41 @@ def chain(**nets: Net) -> Net:
     return Net(init, apply)
 
 
+def ensemble(net: Net, size: int) -> Net:
+    """Nets of one architecture and different weights, side by side.
+
+    Args:
+      net: one of them.
+      size: how many, M. Parameters and model state have them on a new first axis.
+
+    Returns:
+      A net that gives all of them the same inputs; its outputs are `[M, ...]`.
+
+    Raises:
+      ValueError: a size below 1.
+    """
+    if size < 1:
+        raise ValueError(f"ensemble(size={size}): expected at least 1 net")
+
+    def init(key: jax.Array, *inputs: Any) -> tuple[PyTree, PyTree]:
+        return jax.vmap(lambda key: net.init(key, *inputs))(jax.random.split(key, size))
+
+    def apply(
+        params: PyTree,
+        model_state: PyTree,
+        *inputs: Any,
+        key: jax.Array | None = None,
+        train: bool = False,
+    ) -> tuple[Any, PyTree]:
+        def one(params: PyTree, model_state: PyTree, key: jax.Array | None) -> tuple[Any, PyTree]:
+            return net.apply(params, model_state, *inputs, key=key, train=train)
+
+        keys = None if key is None else jax.random.split(key, size)
+        return jax.vmap(one)(params, model_state, keys)
+
+    return Net(init, apply)
+
+
 def preprocess(net: Net, function: Callable[[Any], Any]) -> Net:
     """A net that sees `function(input)` in place of its first input.
 

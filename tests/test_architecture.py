@@ -43,7 +43,9 @@ RULES = {
         for name in PARADIGMS
     },
 }
-RULES["paradigms.reinforcement"] = RULES["paradigms.reinforcement"]._replace(lazily=("gymnax",))
+RULES["paradigms.reinforcement"] = RULES["paradigms.reinforcement"]._replace(
+    lazily=("gymnax", "gymnasium", "ale_py", "pgx", "PIL", "matplotlib")
+)
 
 
 def imports(tree: ast.AST, module: str, package: bool) -> Iterator[tuple[int, str, bool]]:

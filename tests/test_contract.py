@@ -25,7 +25,18 @@ from paradigms.core import transforms
 from paradigms.core.checkpoint import Checkpoints
 from paradigms.core.learner import Learner, minimise
 from paradigms.core.metrics import Mean
-from paradigms.reinforcement import Agent, dqn, interact, ppo, prioritised_replay
+from paradigms.reinforcement import (
+    Agent,
+    Environment,
+    ddpg,
+    dqn,
+    interact,
+    ppo,
+    prioritised_replay,
+    recurrent_ppo,
+    sac,
+    td3,
+)
 from paradigms.supervised import classifier, regressor
 
 SEEDS = 2
@@ -98,9 +109,28 @@ def sweep() -> Learner:
     return transforms.swept(lambda h: line(optax.sgd(h["learning_rate"], momentum=0.9)), grid)
 
 
-def living(agent: Agent) -> Case:
-    """The agent on a short chain."""
-    return Case(interact(agent, worlds.chain(3), num_envs=2, num_steps=4, episodes=3), ())
+def living(agent: Agent, env: Environment | None = None) -> Case:
+    """The agent in a small world, by default on a short chain."""
+    env = worlds.chain(3) if env is None else env
+    return Case(interact(agent, env, num_envs=2, num_steps=4, episodes=3), ())
+
+
+def pulling(algorithm: Callable[..., Agent], actor: nets.Net, **options: Any) -> Case:
+    """An actor and its critics in the bandit of one state."""
+    world = worlds.bandit()
+    agent = algorithm(
+        actor,
+        nets.critic((4,)),
+        SGD,
+        SGD,
+        prioritised_replay(80, n_step=2),
+        actions=world.actions,
+        batch_size=4,
+        warm_up=0,
+        train_every=4,
+        **options,
+    )
+    return living(agent, world)
 
 
 CASES: dict[str, Callable[[], Case]] = {
@@ -132,6 +162,11 @@ CASES: dict[str, Callable[[], Case]] = {
     "paradigms.reinforcement.ppo.ppo": lambda: living(
         ppo(nets.actor_critic((4,), 2), SGD, minibatches=2)
     ),
+    "paradigms.reinforcement.recurrent_ppo.recurrent_ppo": lambda: living(
+        recurrent_ppo(
+            *nets.recurrent_actor_critic((4,), 2, cell="gru", width=3), SGD, minibatches=2
+        )
+    ),
     "paradigms.reinforcement.dqn.dqn": lambda: living(
         dqn(
             nets.q_network((4,), 2),
@@ -142,6 +177,11 @@ CASES: dict[str, Callable[[], Case]] = {
             train_every=4,
             target_every=16,
         )
+    ),
+    "paradigms.reinforcement.ddpg.ddpg": lambda: pulling(ddpg, nets.deterministic_actor((4,), 1)),
+    "paradigms.reinforcement.td3.td3": lambda: pulling(td3, nets.deterministic_actor((4,), 1)),
+    "paradigms.reinforcement.sac.sac": lambda: pulling(
+        sac, nets.squashed_gaussian((4,), 1), temperature_optimizer=SGD
     ),
 }
 
@@ -256,7 +296,8 @@ def test_metrics_are_float32_means(subject):
     evaluated = jax.eval_shape(
         subject.evaluate, subject.start, subject.case.examples(), jax.random.key(0)
     )
-    assert "loss" in metrics
+    # Several nets have a loss each: "loss/actor", "loss/critic".
+    assert any(name.partition("/")[0] == "loss" for name in metrics)
     assert "loss" in evaluated or "return" in evaluated
     for means in (metrics, evaluated):
         for name, mean in means.items():

@@ -94,3 +94,33 @@ def descend(
         f"norm/{kind}{suffix}": Mean.of(optax.tree.norm(tree)) for kind, tree in trees.items()
     }
     return optax.apply_updates(params, updates), opt_state, metrics
+
+
+def descend_net(
+    state: TrainState,
+    name: str,
+    loss: Callable[[PyTree], tuple[jax.Array, tuple[Any, PyTree]]],
+    optimizer: optax.GradientTransformation,
+) -> tuple[TrainState, Any, Metrics]:
+    """One step of one net where a state has several, as dicts with the same names.
+
+    Args:
+      state: `params`, `opt_state` and `model_state` have the entry `name`.
+      name: of the net.
+      loss: of its parameters alone, `params -> (loss, (aux, model_state))`.
+      optimizer: its own.
+
+    Returns:
+      `(state, aux, metrics)`: the state with the net moved, what `loss` had to tell, and the norms
+      of `descend`, whose names end in the net's.
+    """
+    grads, (aux, model_state) = jax.grad(loss, has_aux=True)(state.params[name])
+    params, opt_state, norms = descend(
+        optimizer, grads, state.opt_state[name], state.params[name], name
+    )
+    state = state.replace(
+        params={**state.params, name: params},
+        opt_state={**state.opt_state, name: opt_state},
+        model_state={**state.model_state, name: model_state},
+    )
+    return state, aux, norms

@@ -19,6 +19,17 @@ from paradigms.core.state import TrainState
 Source = Callable[[int, int], Batch]
 """`(step, n) -> batch`: what `update` gets for the updates `step ... step + n - 1`."""
 
+
+class LiveSource(NamedTuple):
+    """A source that also sees the state, as a world in which the state acts.
+
+    Attributes:
+      draw: `(step, n, state) -> batch`, as in `Source`; `state` is the one to update.
+    """
+
+    draw: Callable[[int, int, TrainState], Batch]
+
+
 Callback = Callable[[int, Metrics, TrainState], None]
 """`(step, metrics, state)`, the metrics added up since the callback's last call, on the host."""
 
@@ -53,7 +64,7 @@ class Fitted(NamedTuple):
 def fit(
     learner: Learner,
     state: TrainState,
-    source: Source,
+    source: Source | LiveSource,
     *,
     steps: int,
     steps_per_call: int = 1,
@@ -67,7 +78,7 @@ def fit(
       learner: made by `repeated` or `chunked`, so that a call does `steps_per_call` updates and
         its metrics have them on their first axis.
       state: where to start, at step 0 or restored. Its buffers are donated: use the returned state.
-      source: gives what `learner.update` takes.
+      source: gives what `learner.update` takes, and is asked once for each call.
       steps: total number of updates, those of earlier calls included.
       steps_per_call: updates in one dispatch.
       callbacks: called in order, each at multiples of its own interval and after the last update.
@@ -87,7 +98,13 @@ def fit(
     if start >= steps:
         return Fitted(state, 0, 0.0, 0.0)
 
+    def draw(step: int) -> Batch:
+        if isinstance(source, LiveSource):
+            return source.draw(step, steps_per_call, state)
+        return source(step, steps_per_call)
+
     compile_start = time.perf_counter()
+    batch = draw(start)
     layout: Metrics = {}
 
     def update_and_pack(state: TrainState, batch: Batch) -> tuple[TrainState, jax.Array]:
@@ -102,7 +119,7 @@ def fit(
         shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
         update = (
             jax.jit(update_and_pack, donate_argnums=0, out_shardings=(shardings, None))
-            .lower(state, source(start, steps_per_call))
+            .lower(state, batch)
             .compile()
         )
     compile_seconds = time.perf_counter() - compile_start
@@ -124,7 +141,7 @@ def fit(
 
     train_start = last_fetch = time.perf_counter()
     for step in range(start, steps, steps_per_call):
-        state, packed = update(state, source(step, steps_per_call))
+        state, packed = update(state, batch)
         pending.append((step, packed))
         done = step + steps_per_call
         if step == start:
@@ -138,6 +155,8 @@ def fit(
             metrics = metrics_lib.collapse(_unpack(gathered[i], layout))
             callbacks[i].callback(done, metrics, state)
             gathered[i] = np.zeros((), np.float32)
+        if done < steps:
+            batch = draw(done)
     fetch()
     on_progress(steps)
     jax.block_until_ready(state)

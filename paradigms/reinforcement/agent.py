@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from paradigms.core.errors import InputError
 from paradigms.core.learner import Batch, Learner, Metrics
@@ -27,13 +28,14 @@ class Agent(NamedTuple):
       act: `(state, obs[N, ...], carry, key, explore) -> (action[N, ...], extras, carry)`. With
         `explore=False` it acts as well as it can; `extras`, arrays `[N, ...]` by name, join the
         trajectory. `state.world["steps"]` has the environment steps done.
-      actions: the kind of actions that it gives, `Discrete` or `Box`.
+      actions: the kind of actions that it gives, `Discrete` or `Box`, or the one box that it was
+        made for.
       carry: `(n) -> carry`, what a recurrent policy remembers at the start of an episode.
     """
 
     learner: Learner
     act: Callable[..., tuple[jax.Array, dict[str, jax.Array], PyTree]]
-    actions: type[Discrete] | type[Box]
+    actions: type[Discrete] | type[Box] | Box
     carry: Callable[[int], PyTree] = lambda n: ()
 
 
@@ -69,7 +71,11 @@ def interact(
     Raises:
       InputError: the environment does not take this agent's actions, or a number below 1.
     """
-    _check(agent, env, num_envs=num_envs, num_steps=num_steps, episodes=episodes)
+    if not isinstance(env, Environment):
+        raise InputError(
+            f"interact steps its world inside jit, and a {type(env).__name__} cannot be: use hosted"
+        )
+    _check("interact", agent, env, num_envs=num_envs, num_steps=num_steps, episodes=episodes)
 
     def init(key: jax.Array, example: Batch) -> TrainState:
         del example
@@ -80,9 +86,7 @@ def interact(
                 "env": world,
                 "obs": obs,
                 "carry": agent.carry(num_envs),
-                "steps": jnp.zeros((), jnp.int32),
-                "return": jnp.zeros(num_envs),
-                "length": jnp.zeros(num_envs),
+                **_no_tally(num_envs),
             }
         )
 
@@ -96,14 +100,12 @@ def interact(
             )
             env_world, timestep = env.step(step_key, world["env"], action)
             done = timestep.terminated | timestep.truncated
-            returned, length = world["return"] + timestep.score, world["length"] + 1
+            tally, ended = _tally(world, timestep.score, done)
             moved = {
                 "env": env_world,
                 "obs": timestep.obs,
                 "carry": _restart(carry, agent.carry(num_envs), done),
-                "steps": world["steps"] + num_envs,
-                "return": jnp.where(done, 0, returned),
-                "length": jnp.where(done, 0, length),
+                **tally,
             }
             transition = {
                 **extras,
@@ -114,14 +116,12 @@ def interact(
                 "truncated": timestep.truncated,
                 "final_obs": timestep.final_obs,
             }
-            ended = {"return": (returned, done), "length": (length, done)}
             return _over_devices(moved, num_envs), (constrain_batch(transition), ended)
 
         keys = jax.random.split(state.rng("interact"), num_steps)
         world, (trajectory, ended) = jax.lax.scan(one, state.world, keys)
         state, metrics = agent.learner.update(state.replace(world=world), trajectory)
-        episode = {f"episode/{name}": Mean.of(*values) for name, values in ended.items()}
-        return state, {**metrics, **episode}
+        return state, {**metrics, **_episodes(ended)}
 
     def evaluate(state: TrainState, batch: Batch, key: jax.Array) -> Metrics:
         del batch
@@ -193,18 +193,24 @@ def play(
     return end["return"], end["length"], ~end["alive"]
 
 
-def _check(agent: Agent, env: Environment, **numbers: int) -> None:
-    if not isinstance(env.actions, agent.actions):
+def _check(caller: str, agent: Agent, env: Any, **numbers: int) -> None:
+    kind = Box if isinstance(agent.actions, Box) else agent.actions
+    if not isinstance(env.actions, kind):
         raise InputError(
             f"the environment takes {type(env.actions).__name__} actions and the agent gives "
-            f"{agent.actions.__name__}: choose an algorithm for the other kind"
+            f"{kind.__name__}: choose an algorithm for the other kind"
+        )
+    if isinstance(agent.actions, Box) and not np.array_equal(agent.actions, env.actions):
+        raise InputError(
+            f"the environment takes actions from {env.actions} and the agent was made for "
+            f"{agent.actions}: make it with actions=env.actions"
         )
     for name, number in numbers.items():
         if number < 1:
-            raise InputError(f"interact({name}={number}): expected at least 1")
+            raise InputError(f"{caller}({name}={number}): expected at least 1")
 
 
-def _example(env: Environment, num_envs: int, num_steps: int) -> Trajectory:
+def _example(env: Any, num_envs: int, num_steps: int) -> Trajectory:
     """A trajectory of zeros, for its shapes."""
     axes = (num_steps, num_envs)
     obs = jnp.zeros((*axes, *env.observation.shape), env.observation.dtype)
@@ -220,6 +226,30 @@ def _example(env: Environment, num_envs: int, num_steps: int) -> Trajectory:
         "truncated": jnp.zeros(axes, bool),
         "final_obs": obs,
     }
+
+
+def _no_tally(num_envs: int) -> PyTree:
+    """What `_tally` starts from."""
+    return {
+        "steps": jnp.zeros((), jnp.int32),
+        "return": jnp.zeros(num_envs),
+        "length": jnp.zeros(num_envs),
+    }
+
+
+def _tally(world: PyTree, score: jax.Array, done: jax.Array) -> tuple[PyTree, PyTree]:
+    """Counts a step: what changes in the world, and the episodes that may have ended, `done`."""
+    returned, length = world["return"] + score, world["length"] + 1
+    tally = {
+        "steps": world["steps"] + len(done),
+        "return": jnp.where(done, 0, returned),
+        "length": jnp.where(done, 0, length),
+    }
+    return tally, {"return": (returned, done), "length": (length, done)}
+
+
+def _episodes(ended: PyTree) -> Metrics:
+    return {f"episode/{name}": Mean.of(*values) for name, values in ended.items()}
 
 
 def _restart(carry: PyTree, fresh: PyTree, done: jax.Array) -> PyTree:

@@ -1,6 +1,5 @@
-"""The environment contract: a batch of worlds as two pure functions, and adapters into it."""
+"""The environment contract: a batch of worlds as two pure functions, and a check of it."""
 
-import difflib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from paradigms.core.errors import InputError, MissingExtraError
+from paradigms.core.errors import InputError
 from paradigms.core.state import PyTree
 
 
@@ -122,58 +121,127 @@ def batched(
     return Environment(reset_all, step_all, jax.ShapeDtypeStruct(obs.shape, obs.dtype), actions)
 
 
-def from_gymnax(name: str, **settings: Any) -> Environment:
-    """An environment of gymnax 1.0.1 or newer.
+def check_environment(
+    env: Environment, *, steps: int = 16, num_envs: int = 2, bounded: bool = False
+) -> None:
+    """Plays a few random steps, to find before training what is wrong with an environment.
+
+    Shapes and dtypes are found by tracing alone; the steps are there to find values that are NaN or
+    infinite. Actions are drawn uniformly, or normally where a `Box` has no bounds.
 
     Args:
-      name: for instance "CartPole-v1" or "Breakout-MinAtar".
-      **settings: values of its parameters other than the usual, for instance
-        `max_steps_in_episode=200`.
+      env: to be checked.
+      steps: number of random steps.
+      num_envs: environments side by side, N.
+      bounded: whether the agent needs actions with finite bounds.
 
     Raises:
-      InputError: unknown name or setting, or a gymnax that merges the two ends of an episode.
-      MissingExtraError: gymnax is not installed.
+      InputError: there is no action to take, or its bounds are not finite though they have to be;
+        `final_obs` is missing; shape or dtype of an observation or of what a step answers is not
+        that of the contract; an observation, a reward or a score is NaN or infinite; `steps` or
+        `num_envs` is below 1.
     """
-    try:
-        import gymnax
-    except ImportError as error:
-        raise MissingExtraError("gymnax", "rl", f"the environment {name}") from error
-    if not hasattr(gymnax.environments.environment.Environment, "is_truncated"):
-        raise InputError(
-            "gymnax below 1.0.1 cannot tell a time limit from an end: "
-            "run `pip install 'paradigms[rl]'`"
-        )
-    known = gymnax.registered_envs
-    if name not in known:
-        near = difflib.get_close_matches(name, known)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(known)}"
-        raise InputError(f"unknown gymnax environment '{name}': {hint}")
-    environment, params = gymnax.make(name)
-    if unknown := sorted(set(settings) - set(vars(params))):
-        raise InputError(f"{name} has no setting '{unknown[0]}', only {sorted(vars(params))}")
-    params = params.replace(**settings)
+    for name, number in (("steps", steps), ("num_envs", num_envs)):
+        if number < 1:
+            raise InputError(f"check_environment({name}={number}): expected at least 1")
+    _check_actions(env.actions, bounded)
 
     def reset(key: jax.Array) -> tuple[PyTree, jax.Array]:
-        obs, world = environment.reset_env(key, params)
-        return world, obs
+        return env.reset(key, num_envs)
 
-    def step(
-        key: jax.Array, world: PyTree, action: jax.Array
-    ) -> tuple[PyTree, jax.Array, jax.Array, jax.Array, jax.Array]:
-        obs, world, reward, terminated, _ = environment.step_env(key, world, action, params)
-        return world, obs, reward, terminated, environment.is_truncated(world, params)
+    def step(world: PyTree, key: jax.Array) -> tuple[PyTree, Timestep]:
+        action_key, step_key = jax.random.split(key)
+        return env.step(step_key, world, _random_actions(env.actions, action_key, num_envs))
 
-    return batched(reset, step, _actions_of(name, environment.action_space(params)))
+    key = jax.random.key(0)
+    world, obs = jax.eval_shape(reset, key)
+    _check_forms(obs, jax.eval_shape(step, world, key)[1], env.observation, num_envs)
+
+    @jax.jit
+    def rollout(key: jax.Array) -> tuple[jax.Array, Timestep]:
+        """Whether the first observations are finite, and whether what each step answers is."""
+
+        def one(world: PyTree, key: jax.Array) -> tuple[PyTree, Timestep]:
+            world, timestep = step(world, key)
+            return world, Timestep(*(jnp.isfinite(answer).all() for answer in timestep))
+
+        world, obs = reset(key)
+        return jnp.isfinite(obs).all(), jax.lax.scan(one, world, jax.random.split(key, steps))[1]
+
+    first, later = jax.device_get(rollout(key))
+    if not first:
+        raise InputError("obs is NaN or infinite after a reset: look at what `reset` gives")
+    answers = later._asdict().items()
+    broken = [(int(np.argmin(fine)), name) for name, fine in answers if not fine.all()]
+    if broken:
+        i, name = min(broken, key=lambda found: found[0])
+        raise InputError(
+            f"{name} is NaN or infinite at step {i + 1} of a random rollout: look at what `step` "
+            "gives"
+        )
 
 
-def _actions_of(name: str, space: Any) -> Discrete | Box:
-    if hasattr(space, "n"):
-        return Discrete(int(space.n))
-    shape = tuple(space.shape)
-    low, high = (np.broadcast_to(np.float32(bound), shape) for bound in (space.low, space.high))
-    if len(shape) != 1:
-        raise InputError(f"{name} takes actions of shape {shape}: expected one dimension")
-    return Box(low, high)
+def _check_actions(actions: Discrete | Box, bounded: bool) -> None:
+    if isinstance(actions, Discrete):
+        if actions.n < 1:
+            raise InputError(f"the environment has {actions.n} actions: expected at least one")
+        return
+    low, high = np.asarray(actions.low), np.asarray(actions.high)
+    bounds = f"{low.tolist()} and {high.tolist()}"
+    if low.ndim != 1 or low.shape != high.shape or not (low < high).all():
+        raise InputError(
+            f"the environment's actions lie between {bounds}: expected two arrays [D], the first "
+            "of them lower"
+        )
+    if bounded and not np.isfinite([low, high]).all():
+        raise InputError(
+            f"the environment's actions lie between {bounds}, and this agent needs finite bounds: "
+            "give the environment some"
+        )
+
+
+def _check_forms(
+    first: jax.Array, timestep: Timestep, observation: jax.ShapeDtypeStruct, num_envs: int
+) -> None:
+    """Compares shapes and dtypes with those of the contract."""
+    if timestep.final_obs is None:
+        raise InputError(
+            "the environment cannot supply final_obs, the observation before a reset, and without "
+            "it the value of a truncated episode would be a guess: make the environment by "
+            "`batched`, which keeps it"
+        )
+
+    def form(value: Any) -> str:
+        is_array = hasattr(value, "dtype")
+        return f"{value.dtype}{list(value.shape)}" if is_array else type(value).__name__
+
+    seen = form(jax.ShapeDtypeStruct((num_envs, *observation.shape), observation.dtype))
+    number, flag = f"float32[{num_envs}]", f"bool[{num_envs}]"
+    for name, value, expected in [
+        ("obs of `reset`", first, seen),
+        ("obs of `step`", timestep.obs, seen),
+        ("reward", timestep.reward, number),
+        ("terminated", timestep.terminated, flag),
+        ("truncated", timestep.truncated, flag),
+        ("final_obs", timestep.final_obs, seen),
+        ("score", timestep.score, number),
+    ]:
+        if form(value) != expected:
+            raise InputError(
+                f"{name} is {form(value)} for {num_envs} environments: expected {expected}"
+            )
+
+
+def _random_actions(actions: Discrete | Box, key: jax.Array, n: int) -> jax.Array:
+    if isinstance(actions, Discrete):
+        return jax.random.randint(key, (n,), 0, actions.n)
+    shape = (n, actions.size)
+    finite = np.isfinite(actions.low) & np.isfinite(actions.high)
+    low, high = np.where(finite, actions.low, 0), np.where(finite, actions.high, 1)
+    within = jax.random.uniform(key, shape, minval=low, maxval=high)
+    return jnp.where(
+        finite, within, jnp.clip(jax.random.normal(key, shape), actions.low, actions.high)
+    )
 
 
 def _strong(leaf: Any) -> jax.Array:

@@ -14,6 +14,8 @@ import numpy as np
 
 from paradigms.core.errors import InputError
 
+Bound = float | np.ndarray | jax.Array
+
 
 class Categorical(NamedTuple):
     """One of A actions, with probabilities `softmax(logits)`.
@@ -124,9 +126,7 @@ class TanhGaussian(NamedTuple):
         return log_density - _log_tanh_slope(unsquashed).sum(-1)
 
 
-def rescale(
-    action: jax.Array, low: float | np.ndarray | jax.Array, high: float | np.ndarray | jax.Array
-) -> jax.Array:
+def rescale(action: jax.Array, low: Bound, high: Bound) -> jax.Array:
     """Maps actions from [-1, 1] to the box [low, high] linearly, the edges to the edges exactly.
 
     Args:
@@ -138,13 +138,23 @@ def rescale(
       InputError: a bound is infinite or NaN, or some `low` is not below its `high`.
     """
     if not (isinstance(low, jax.core.Tracer) or isinstance(high, jax.core.Tracer)):
-        bounds = np.stack(np.broadcast_arrays(low, high))
-        if not (np.isfinite(bounds).all() and (bounds[0] < bounds[1]).all()):
-            raise InputError(
-                f"action bounds are {bounds[0].tolist()} to {bounds[1].tolist()}; expected finite "
-                "numbers with low < high: bound the action space of the environment"
-            )
+        check_bounds(low, high)
     return ((1 - action) * low + (1 + action) * high) / 2
+
+
+def unscale(action: jax.Array, low: Bound, high: Bound) -> jax.Array:
+    """The inverse of `rescale`: from the box [low, high] to [-1, 1]."""
+    return (2 * action - (low + high)) / (high - low)
+
+
+def check_bounds(low: Bound, high: Bound) -> None:
+    """Raises `InputError` where a bound is infinite or NaN, or some `low` not below its `high`."""
+    bounds = np.stack(np.broadcast_arrays(low, high))
+    if not (np.isfinite(bounds).all() and (bounds[0] < bounds[1]).all()):
+        raise InputError(
+            f"action bounds are {bounds[0].tolist()} to {bounds[1].tolist()}; expected finite "
+            "numbers with low < high: bound the action space of the environment"
+        )
 
 
 def _standard_log_density(x: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ import optax
 from nets.net import Net
 from paradigms.core import metrics as metrics_lib
 from paradigms.core.errors import InputError
-from paradigms.core.learner import Batch, Learner, Metrics, descend
+from paradigms.core.learner import Batch, Learner, Loss, Metrics, descend
 from paradigms.core.metrics import Mean
 from paradigms.core.optimizers import Scalar, Scheduled, current
 from paradigms.core.state import PyTree, TrainState
@@ -44,6 +44,111 @@ def value_loss(
         near = old_value + jnp.clip(value - old_value, -clip, clip)
         loss = jnp.maximum(loss, jnp.square(near - target))
     return loss / 2
+
+
+def ppo_loss(
+    policy: Categorical | Gaussian,
+    value: jax.Array,
+    batch: Batch,
+    *,
+    clip: Scalar,
+    value_clip: Scalar | None,
+    value_weight: Scalar,
+    entropy_weight: Scalar,
+) -> tuple[jax.Array, Metrics]:
+    """What PPO minimises over a minibatch (Schulman et al. 2017, eq. 9, negated), and its report.
+
+    Args:
+      policy: at each of the minibatch's observations, axes `[...]`.
+      value: `[...]`, likewise.
+      batch: of the rollout `action[..., D]` or `[...]`, `log_prob[...]` and `value[...]`, with the
+        `advantage[...]`, which is normalised here, and the value's `target[...]`.
+      clip, value_clip, value_weight, entropy_weight: as in `ppo`, but numbers only.
+
+    Returns:
+      The scalar loss and its metrics.
+    """
+    log_prob, entropy = policy.log_prob(batch["action"]), policy.entropy()
+    policy_losses = clipped_surrogate(
+        log_prob, batch["log_prob"], _normalised(batch["advantage"]), clip
+    )
+    value_losses = value_loss(value, batch["value"], batch["target"], value_clip)
+    loss = (
+        policy_losses.mean() + value_weight * value_losses.mean() - entropy_weight * entropy.mean()
+    )
+    log_ratio = log_prob - batch["log_prob"]
+    ratio = jnp.exp(log_ratio)
+    metrics = {
+        "loss": Mean.of(loss),
+        "loss/policy": Mean.of(policy_losses),
+        "loss/value": Mean.of(value_losses),
+        "entropy": Mean.of(entropy),
+        "kl": Mean.of(ratio - 1 - log_ratio),
+        "clipped": Mean.of(jnp.abs(ratio - 1) > clip),
+    }
+    return loss, metrics
+
+
+def with_advantages(
+    trajectory: Batch, final_value: jax.Array, discount: Scalar, trace: Scalar
+) -> Batch:
+    """What the loss needs of a trajectory, arrays `[T, N, ...]`.
+
+    Args:
+      trajectory: with what `act` added, `log_prob` and `value`.
+      final_value: `[T, N]`, the values of `final_obs`.
+      discount, trace: gamma and lambda.
+    """
+    advantage = gae(
+        trajectory["reward"],
+        trajectory["value"],
+        final_value,
+        trajectory["terminated"],
+        trajectory["truncated"],
+        discount,
+        trace,
+    )
+    return {
+        **{name: trajectory[name] for name in ("obs", "action", "log_prob", "value")},
+        "advantage": advantage,
+        "target": advantage + trajectory["value"],
+    }
+
+
+def in_minibatches(
+    state: TrainState,
+    examples: Batch,
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    epochs: int,
+    minibatches: int,
+) -> tuple[TrainState, Metrics]:
+    """Descends the loss on minibatches; every epoch shuffles the examples anew.
+
+    Args:
+      state: where to start; its `step` does not move.
+      examples: arrays `[M, ...]`, where M divides into the minibatches.
+      loss: of one minibatch.
+      optimizer: of the parameters.
+      epochs: passes over the examples.
+      minibatches: in one pass.
+
+    Returns:
+      The state and the metrics, added up.
+    """
+
+    def one(state: TrainState, index: jax.Array) -> tuple[TrainState, Metrics]:
+        batch = jax.tree.map(lambda leaf: leaf[index], examples)
+        grads, (metrics, model_state) = jax.grad(loss, has_aux=True)(state.params, state, batch)
+        params, opt_state, norms = descend(optimizer, grads, state.opt_state, state.params)
+        state = state.replace(params=params, opt_state=opt_state, model_state=model_state)
+        return state, {**metrics, **norms}
+
+    size = len(jax.tree.leaves(examples)[0])
+    keys = jax.random.split(state.rng("shuffle"), epochs)
+    index = jax.vmap(lambda key: jax.random.permutation(key, size))(keys)
+    state, metrics = jax.lax.scan(one, state, index.reshape(epochs * minibatches, -1))
+    return state, metrics_lib.collapse(metrics)
 
 
 def ppo(
@@ -91,9 +196,6 @@ def ppo(
     if epochs < 1 or minibatches < 1:
         raise InputError(f"ppo(epochs={epochs}, minibatches={minibatches}): expected at least 1")
 
-    def policy_of(output: Any) -> Categorical | Gaussian:
-        return Categorical(output) if actions is Discrete else Gaussian(*output)
-
     def init(key: jax.Array, example: Batch) -> TrainState:
         size = example["reward"].size
         if size % minibatches:
@@ -110,7 +212,7 @@ def ppo(
         state: TrainState, obs: jax.Array, carry: PyTree, key: jax.Array, explore: bool
     ) -> tuple[jax.Array, dict[str, jax.Array], PyTree]:
         (output, value), _ = net.apply(state.params, state.model_state, obs)
-        policy = policy_of(output)
+        policy = policy_of(output, actions)
         if not explore:
             return policy.mode(), {}, carry
         action = policy.sample(key)
@@ -122,66 +224,33 @@ def ppo(
         (output, value), model_state = net.apply(
             params, state.model_state, batch["obs"], key=state.rng("net"), train=True
         )
-        policy = policy_of(output)
-        log_prob, entropy = policy.log_prob(batch["action"]), policy.entropy()
-        epsilon = current(clip, state.step)
-        policy_losses = clipped_surrogate(
-            log_prob, batch["log_prob"], _normalised(batch["advantage"]), epsilon
+        loss, metrics = ppo_loss(
+            policy_of(output, actions),
+            value,
+            batch,
+            clip=current(clip, state.step),
+            value_clip=value_clip,
+            value_weight=value_weight,
+            entropy_weight=current(entropy_weight, state.step),
         )
-        value_losses = value_loss(value, batch["value"], batch["target"], value_clip)
-        loss = (
-            policy_losses.mean()
-            + value_weight * value_losses.mean()
-            - current(entropy_weight, state.step) * entropy.mean()
-        )
-        log_ratio = log_prob - batch["log_prob"]
-        ratio = jnp.exp(log_ratio)
-        metrics = {
-            "loss": Mean.of(loss),
-            "loss/policy": Mean.of(policy_losses),
-            "loss/value": Mean.of(value_losses),
-            "entropy": Mean.of(entropy),
-            "kl": Mean.of(ratio - 1 - log_ratio),
-            "clipped": Mean.of(jnp.abs(ratio - 1) > epsilon),
-        }
         return loss, (metrics, model_state)
 
     def update(state: TrainState, trajectory: Batch) -> tuple[TrainState, Metrics]:
         (_, final_value), _ = jax.vmap(net.apply, (None, None, 0))(
             state.params, state.model_state, trajectory["final_obs"]
         )
-        advantage = gae(
-            trajectory["reward"],
-            trajectory["value"],
-            final_value,
-            trajectory["terminated"],
-            trajectory["truncated"],
-            discount,
-            trace,
-        )
-        examples = {
-            **{name: trajectory[name] for name in ("obs", "action", "log_prob", "value")},
-            "advantage": advantage,
-            "target": advantage + trajectory["value"],
-        }
-        size = advantage.size
-        examples = jax.tree.map(lambda leaf: leaf.reshape(size, *leaf.shape[2:]), examples)
-
-        def one(state: TrainState, index: jax.Array) -> tuple[TrainState, Metrics]:
-            batch = jax.tree.map(lambda leaf: leaf[index], examples)
-            grads, (metrics, model_state) = jax.grad(loss_of, has_aux=True)(
-                state.params, state, batch
-            )
-            params, opt_state, norms = descend(optimizer, grads, state.opt_state, state.params)
-            state = state.replace(params=params, opt_state=opt_state, model_state=model_state)
-            return state, {**metrics, **norms}
-
-        keys = jax.random.split(state.rng("shuffle"), epochs)
-        index = jax.vmap(lambda key: jax.random.permutation(key, size))(keys)
-        state, metrics = jax.lax.scan(one, state, index.reshape(epochs * minibatches, -1))
-        return state.replace(step=state.step + 1), metrics_lib.collapse(metrics)
+        examples = with_advantages(trajectory, final_value, discount, trace)
+        # To an update a step is an example, whenever and wherever it was made.
+        examples = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), examples)
+        state, metrics = in_minibatches(state, examples, loss_of, optimizer, epochs, minibatches)
+        return state.replace(step=state.step + 1), metrics
 
     return Agent(Learner(init, update, evaluate=lambda state, batch, key: {}), act, actions)
+
+
+def policy_of(output: Any, actions: type[Discrete] | type[Box]) -> Categorical | Gaussian:
+    """The policy that a net's output stands for: logits, or a mean and a log standard deviation."""
+    return Categorical(output) if actions is Discrete else Gaussian(*output)
 
 
 def _normalised(advantage: jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ from paradigms.core import metrics as metrics_lib
 from paradigms.core.checkpoint import Checkpoints
 from paradigms.core.errors import InputError, NonFiniteError
 from paradigms.core.learner import Learner, minimise
-from paradigms.core.loop import Every, evaluator, fit
+from paradigms.core.loop import Every, LiveSource, evaluator, fit
 from paradigms.core.metrics import Mean
 from paradigms.core.sampling import batch_indices, data_key
 from paradigms.core.transforms import chunked, repeated, resident, seeded
@@ -287,7 +287,30 @@ def test_the_source_is_asked_for_the_right_updates():
 
     state = fresh().replace(step=jnp.int32(4))
     fit(chunked(learner()), state, source, steps=10, steps_per_call=2)
-    assert sorted(set(asked)) == [(4, 2), (6, 2), (8, 2)]
+    assert asked == [(4, 2), (6, 2), (8, 2)]
+
+
+def test_a_live_source_sees_the_state_that_is_to_be_updated(by_hand):
+    states, _ = by_hand
+    asked = []
+
+    def draw(step, n, state):
+        asked.append((step, n, numbers(state)))
+        return DATA
+
+    called = []
+    fitted = fit(
+        repeated(RESIDENT, 1),
+        fresh(),
+        LiveSource(draw),
+        steps=3,
+        callbacks=[Every(1, lambda step, *_: called.append((step, len(asked))))],
+    )
+    assert [(step, n) for step, n, _ in asked] == [(0, 1), (1, 1), (2, 1)]
+    for step, _, state in asked:
+        equal(state, states[step])
+    equal(fitted.state, states[3])
+    assert called == [(1, 1), (2, 2), (3, 3)]  # not ahead of what a callback may look at
 
 
 # Mistakes ---------------------------------------------------------------------------------------
