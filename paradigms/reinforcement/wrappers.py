@@ -338,16 +338,16 @@ def _merged(statistics: Statistics, seen: jax.Array, counted: jax.Array) -> Stat
     added = weight.sum()
     mean = (weight * seen).sum(axes) / added
     variance = (weight * jnp.square(seen - mean)).sum(axes) / added
-    # Beyond 2^24 times `added` the number stands still, and the share with it.
-    count = statistics.weight + added
-    share = added / number
+    # Beyond 2^24 times `added` the weight stands still, and the share with it.
+    total = statistics.weight + added
+    share = added / total
     apart = mean - statistics.mean
     return Statistics(
         statistics.mean + share * apart,
         statistics.variance
         + share * (variance - statistics.variance)
         + share * (1 - share) * jnp.square(apart),
-        number,
+        total,
     )
 
 

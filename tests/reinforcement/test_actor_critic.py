@@ -258,37 +258,76 @@ def test_actions_are_scaled_once_and_stay_in_the_box(name):
     assert ((late < 0.1) | (late > 3.9)).mean() > 0.1
 
 
+def endless(reward, actions):
+    """One state, which pays and stays."""
+
+    def step(key, world, action):
+        return world, jnp.ones(1), jnp.float32(reward), jnp.zeros((), bool), jnp.zeros((), bool)
+
+    return batched(lambda key: (jnp.zeros(()), jnp.ones(1)), step, actions)
+
+
+def power(exponent, start=1.0):
+    """A critic whose value is a power of the action."""
+    return Net(
+        lambda key, obs, action: (jnp.full(1, start), {}),
+        lambda params, model_state, obs, action, **_: (params * action[:, 0] ** exponent, {}),
+    )
+
+
+# One gradient update, on 4000 transitions with random actions.
+ONCE = {"warm_up": 4000, "batch_size": 4000, "train_every": 4000, "discount": 0.5}
+
+
+def once(agent, env):
+    learner = interact(agent, env, num_envs=1000, num_steps=4)
+    _, metrics = jax.jit(learner.update)(learner.init(jax.random.key(0), ()), ())
+    return {name: float(mean.value()) for name, mean in metrics.items()}
+
+
 @pytest.mark.parametrize(("clip", "mean"), [(0.05, 0.9), (0.5, 0.7)])
 def test_noise_on_the_target_is_clipped_and_so_is_the_action(clip, mean):
     """The target critic's value of a' is a' itself, and a' is 0.9 +- clip, but at most 1."""
-    slope = Net(
-        lambda key, obs, action: (jnp.ones(1), {}),
-        lambda params, model_state, obs, action, **_: (params * action[:, 0], model_state),
-    )
-
-    def step(key, world, action):
-        return world, jnp.ones(1), jnp.ones(()), jnp.zeros((), bool), jnp.zeros((), bool)
-
-    endless = batched(lambda key: (jnp.zeros(()), jnp.ones(1)), step, UNIT)
     agent = td3(
         affine(1, math.atanh(0.9)),
-        slope,
+        power(1),
         STILL,
         STILL,
         uniform_replay(4000),
         actions=UNIT,
-        warm_up=4000,
-        batch_size=4000,
-        train_every=4000,
         target_noise=10.0,
         noise_clip=clip,
-        discount=0.5,
+        **ONCE,
     )
-    learner = interact(agent, endless, num_envs=1000, num_steps=4)
-    _, metrics = jax.jit(learner.update)(learner.init(jax.random.key(0), ()), ())
-    # Actions a were random up to the one update that there is: |a - (1 + a' / 2)|, a being 0 +- 1.
-    error = metrics["error"].total / metrics["error"].count
-    assert error == pytest.approx(1 + mean / 2, abs=0.03)
+    # |a - (1 + a' / 2)|, the actions a being 0 +- 1.
+    assert once(agent, endless(1, UNIT))["error"] == pytest.approx(1 + mean / 2, abs=0.03)
+
+
+@pytest.mark.parametrize("name", ["td3", "sac"])
+def test_critics_see_actions_between_minus_one_and_one(name):
+    """The mean square of what is uniform there is a third; from 0 to 4 it would be 16 thirds."""
+    options = {"actions": PUMP, **ONCE}
+    if name == "td3":
+        agent = td3(affine(1), power(2), STILL, STILL, uniform_replay(4000), **options)
+    else:
+        agent = sac(gaussian(), power(2), STILL, STILL, uniform_replay(4000), **options)
+    assert once(agent, endless(1, PUMP))["q"] == pytest.approx(1 / 3, abs=0.02)
+
+
+def test_the_soft_value_adds_what_entropy_is_worth():
+    """Critics say 0, and a narrow Gaussian's entropy is 1.419 - 4, the tanh being all but linear:
+    the target is 10 + 0.5 * 0.8 * -2.581."""
+    agent = sac(
+        gaussian(log_std=-4.0),
+        power(1, start=0.0),
+        STILL,
+        STILL,
+        uniform_replay(4000),
+        actions=UNIT,
+        temperature=0.8,
+        **ONCE,
+    )
+    assert once(agent, endless(10, UNIT))["error"] == pytest.approx(8.968, abs=0.02)
 
 
 def test_mistakes():
