@@ -18,3 +18,13 @@ def compilations() -> Iterator[list[str]]:
     jax.monitoring.register_event_duration_secs_listener(listen)
     yield events
     jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_compilation(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Turns most of the compiler's optimisations off where compiling is what tests cost."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    quick = request.path.parent.name in ("nets", "reinforcement")
+    jax.config.update("jax_disable_most_optimizations", quick or before)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)

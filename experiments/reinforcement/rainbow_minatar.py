@@ -64,10 +64,10 @@ class Config(agents.Dqn):
     """Where the distribution ends; it begins at minus as much."""
 
     def rehearsal(self) -> "Config":
-        """Ten thousand frames, larger steps, and a support for small returns."""
+        """Eight thousand frames, larger steps, and a support for small returns."""
         return self.shortened(
-            steps=2500,
-            evaluate_every=1250,
+            steps=2000,
+            evaluate_every=1000,
             capacity=20_000,
             warm_up=1000,
             learning_rate=1e-3,

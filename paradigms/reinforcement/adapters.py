@@ -43,7 +43,7 @@ def from_gymnax(name: str, **settings: Any) -> Environment:
             "gymnax below 1.0.1 cannot tell a time limit from an end: "
             "run `pip install 'paradigms[rl]'`"
         )
-    _check_known("gymnax environment", name, gymnax.registered_envs)
+    check_known("gymnax environment", name, gymnax.registered_envs)
     environment, params = gymnax.make(name)
     if unknown := sorted(set(settings) - set(vars(params))):
         raise InputError(f"{name} has no setting '{unknown[0]}', only {sorted(vars(params))}")
@@ -82,7 +82,7 @@ def from_pgx(name: str) -> Environment:
     except ImportError as error:
         raise MissingExtraError("pgx", "rl", f"the game {name}") from error
     if name not in pgx.available_envs():
-        _check_known("pgx game", name, _PGX_ALONE)
+        check_known("pgx game", name, _PGX_ALONE)
     game = pgx.make(name)
     if game.num_players > 1:
         raise InputError(
@@ -115,7 +115,8 @@ def _actions_of(name: str, space: Any) -> Discrete | Box:
     return Box(low, high)
 
 
-def _check_known(kind: str, name: str, known: Sequence[str]) -> None:
+def check_known(kind: str, name: str, known: Sequence[str]) -> None:
+    """Raises `InputError` for a name that is not known, with those that are like it."""
     if name not in known:
         near = difflib.get_close_matches(name, known)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(known)}"

@@ -12,7 +12,7 @@ from paradigms.core.learner import Batch, Learner, Metrics
 from paradigms.core.mesh import constrain_batch
 from paradigms.core.metrics import Mean
 from paradigms.core.state import PyTree, TrainState, fold_name
-from paradigms.reinforcement.environment import Box, Discrete, Environment
+from paradigms.reinforcement.environment import Box, Discrete, Environment, choose
 
 Trajectory = dict[str, jax.Array]
 """`obs`, `action`, `reward`, `terminated`, `truncated` and `final_obs`, arrays `[T, N, ...]` as in
@@ -75,18 +75,18 @@ def interact(
         raise InputError(
             f"interact steps its world inside jit, and a {type(env).__name__} cannot be: use hosted"
         )
-    _check("interact", agent, env, num_envs=num_envs, num_steps=num_steps, episodes=episodes)
+    check_actions("interact", agent, env, num_envs=num_envs, num_steps=num_steps, episodes=episodes)
 
     def init(key: jax.Array, example: Batch) -> TrainState:
         del example
         world, obs = env.reset(fold_name(key, "world"), num_envs)
-        state = agent.learner.init(key, _example(env, num_envs, num_steps))
+        state = agent.learner.init(key, example_trajectory(env, num_envs, num_steps))
         return state.replace(
             world={
                 "env": world,
                 "obs": obs,
                 "carry": agent.carry(num_envs),
-                **_no_tally(num_envs),
+                **no_tally(num_envs),
             }
         )
 
@@ -100,11 +100,11 @@ def interact(
             )
             env_world, timestep = env.step(step_key, world["env"], action)
             done = timestep.terminated | timestep.truncated
-            tally, ended = _tally(world, timestep.score, done)
+            tally, ended = tallied(world, timestep.score, done)
             moved = {
                 "env": env_world,
                 "obs": timestep.obs,
-                "carry": _restart(carry, agent.carry(num_envs), done),
+                "carry": choose(done, agent.carry(num_envs), carry),
                 **tally,
             }
             transition = {
@@ -121,7 +121,7 @@ def interact(
         keys = jax.random.split(state.rng("interact"), num_steps)
         world, (trajectory, ended) = jax.lax.scan(one, state.world, keys)
         state, metrics = agent.learner.update(state.replace(world=world), trajectory)
-        return state, {**metrics, **_episodes(ended)}
+        return state, {**metrics, **episode_means(ended)}
 
     def evaluate(state: TrainState, batch: Batch, key: jax.Array) -> Metrics:
         del batch
@@ -193,7 +193,8 @@ def play(
     return end["return"], end["length"], ~end["alive"]
 
 
-def _check(caller: str, agent: Agent, env: Any, **numbers: int) -> None:
+def check_actions(caller: str, agent: Agent, env: Any, **numbers: int) -> None:
+    """Raises `InputError` where agent and environment do not fit, or a number is below 1."""
     kind = Box if isinstance(agent.actions, Box) else agent.actions
     if not isinstance(env.actions, kind):
         raise InputError(
@@ -210,7 +211,7 @@ def _check(caller: str, agent: Agent, env: Any, **numbers: int) -> None:
             raise InputError(f"{caller}({name}={number}): expected at least 1")
 
 
-def _example(env: Any, num_envs: int, num_steps: int) -> Trajectory:
+def example_trajectory(env: Any, num_envs: int, num_steps: int) -> Trajectory:
     """A trajectory of zeros, for its shapes."""
     axes = (num_steps, num_envs)
     obs = jnp.zeros((*axes, *env.observation.shape), env.observation.dtype)
@@ -228,8 +229,8 @@ def _example(env: Any, num_envs: int, num_steps: int) -> Trajectory:
     }
 
 
-def _no_tally(num_envs: int) -> PyTree:
-    """What `_tally` starts from."""
+def no_tally(num_envs: int) -> PyTree:
+    """What `tallied` starts from."""
     return {
         "steps": jnp.zeros((), jnp.int32),
         "return": jnp.zeros(num_envs),
@@ -237,7 +238,7 @@ def _no_tally(num_envs: int) -> PyTree:
     }
 
 
-def _tally(world: PyTree, score: jax.Array, done: jax.Array) -> tuple[PyTree, PyTree]:
+def tallied(world: PyTree, score: jax.Array, done: jax.Array) -> tuple[PyTree, PyTree]:
     """Counts a step: what changes in the world, and the episodes that may have ended, `done`."""
     returned, length = world["return"] + score, world["length"] + 1
     tally = {
@@ -248,17 +249,9 @@ def _tally(world: PyTree, score: jax.Array, done: jax.Array) -> tuple[PyTree, Py
     return tally, {"return": (returned, done), "length": (length, done)}
 
 
-def _episodes(ended: PyTree) -> Metrics:
+def episode_means(ended: PyTree) -> Metrics:
+    """The metrics of the episodes that ended, from what `tallied` gave for every step."""
     return {f"episode/{name}": Mean.of(*values) for name, values in ended.items()}
-
-
-def _restart(carry: PyTree, fresh: PyTree, done: jax.Array) -> PyTree:
-    """Forgets what was carried where an episode ended."""
-
-    def choose(new: Any, old: Any) -> jax.Array:
-        return jnp.where(done.reshape(-1, *[1] * (old.ndim - 1)), new, old)
-
-    return jax.tree.map(choose, fresh, carry)
 
 
 def _over_devices(world: PyTree, num_envs: int) -> PyTree:

@@ -121,6 +121,21 @@ def batched(
     return Environment(reset_all, step_all, jax.ShapeDtypeStruct(obs.shape, obs.dtype), actions)
 
 
+def choose(chosen: jax.Array, new: PyTree, old: PyTree) -> PyTree:
+    """World by world, what is `new` where `chosen[N]` and what is `old` elsewhere.
+
+    Args:
+      chosen: bool `[N]`.
+      new: arrays `[N, ...]`.
+      old: likewise.
+    """
+
+    def one(new: jax.Array, old: jax.Array) -> jax.Array:
+        return jnp.where(chosen.reshape(-1, *[1] * (old.ndim - 1)), new, old)
+
+    return jax.tree.map(one, new, old)
+
+
 def check_environment(
     env: Environment, *, steps: int = 16, num_envs: int = 2, bounded: bool = False
 ) -> None:

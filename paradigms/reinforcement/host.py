@@ -12,17 +12,16 @@ from paradigms.core.learner import Batch, Learner, Metrics
 from paradigms.core.loop import LiveSource
 from paradigms.core.mesh import constrain_batch
 from paradigms.core.state import PyTree, TrainState, fold_name
-from paradigms.reinforcement.adapters import _check_known
+from paradigms.reinforcement.adapters import check_known
 from paradigms.reinforcement.agent import (
     Agent,
-    _check,
-    _episodes,
-    _example,
-    _no_tally,
-    _restart,
-    _tally,
+    check_actions,
+    episode_means,
+    example_trajectory,
+    no_tally,
+    tallied,
 )
-from paradigms.reinforcement.environment import Box, Discrete, Environment, Timestep
+from paradigms.reinforcement.environment import Box, Discrete, Environment, Timestep, choose
 
 Act = Callable[..., tuple[jax.Array, dict[str, jax.Array], PyTree]]
 
@@ -82,22 +81,22 @@ def hosted(agent: Agent, env: HostEnvironment, *, num_envs: int, num_steps: int)
     """
     if not isinstance(env, HostEnvironment):
         raise InputError(f"hosted got an {type(env).__name__}: use interact, or wrap it in on_host")
-    _check("hosted", agent, env, num_envs=num_envs, num_steps=num_steps)
+    check_actions("hosted", agent, env, num_envs=num_envs, num_steps=num_steps)
     places: list[tuple[Any, Any, PyTree]] = []  # of each run the world, obs and carry
     due = 0
 
     def init(key: jax.Array, example: Batch) -> TrainState:
         del example
-        state = agent.learner.init(key, _example(env, num_envs, num_steps))
-        return state.replace(world=_no_tally(num_envs))
+        state = agent.learner.init(key, example_trajectory(env, num_envs, num_steps))
+        return state.replace(world=no_tally(num_envs))
 
     def update(state: TrainState, trajectory: Batch) -> tuple[TrainState, Metrics]:
         trajectory = constrain_batch(dict(trajectory), axis=1)
         score = trajectory.pop("score")
         done = trajectory["terminated"] | trajectory["truncated"]
-        world, ended = jax.lax.scan(lambda world, x: _tally(world, *x), state.world, (score, done))
+        world, ended = jax.lax.scan(lambda world, x: tallied(world, *x), state.world, (score, done))
         state, metrics = agent.learner.update(state.replace(world=world), trajectory)
-        return state, {**metrics, **_episodes(ended)}
+        return state, {**metrics, **episode_means(ended)}
 
     def enter(state: TrainState, step: int) -> tuple[Any, Any, PyTree]:
         key = fold_name(state.key, "world")
@@ -117,7 +116,7 @@ def hosted(agent: Agent, env: HostEnvironment, *, num_envs: int, num_steps: int)
             next_obs = answers.pop("obs")
             transitions.append({**extras, "obs": obs, "action": action, **answers})
             done = timestep.terminated | timestep.truncated
-            obs, carry = next_obs, _restart(after, agent.carry(num_envs), done)
+            obs, carry = next_obs, choose(done, agent.carry(num_envs), after)
         places[run] = world, obs, carry
         return jax.tree.map(lambda *each: np.stack(each), *transitions)
 
@@ -232,7 +231,7 @@ def from_gymnasium(make: str | Callable[[], Any], **settings: Any) -> HostEnviro
     """
     gymnasium = _gymnasium(f"the environment {make}")
     if isinstance(make, str):
-        _check_known("Gymnasium environment", make, sorted(gymnasium.registry))
+        check_known("Gymnasium environment", make, sorted(gymnasium.registry))
         single = functools.partial(gymnasium.make, make, **settings)
     else:
         single = functools.partial(make, **settings)
@@ -347,7 +346,7 @@ def from_atari(
         from ale_py.vector_env import AtariVectorEnv
     except ImportError as error:
         raise MissingExtraError("ale-py", "atari", f"the game {game}") from error
-    _check_known("Atari game", game, roms.get_all_rom_ids())
+    check_known("Atari game", game, roms.get_all_rom_ids())
     mode = _gymnasium(f"the game {game}").vector.AutoresetMode.SAME_STEP
 
     def make(n: int) -> Any:

@@ -11,8 +11,8 @@ from paradigms.core.errors import InputError
 from paradigms.core.learner import Batch, Learner, Metrics
 from paradigms.core.optimizers import Scalar, Scheduled, current
 from paradigms.core.state import PyTree, TrainState
-from paradigms.reinforcement.agent import Agent, _restart
-from paradigms.reinforcement.environment import Box, Discrete
+from paradigms.reinforcement.agent import Agent
+from paradigms.reinforcement.environment import Box, Discrete, choose
 from paradigms.reinforcement.ppo import in_minibatches, policy_of, ppo_loss, with_advantages
 
 
@@ -46,7 +46,7 @@ def unroll(
         carry, model_state = memory
         obs, done = row
         (output, value, carry), model_state = net.apply(params, model_state, obs, carry, **options)
-        return (_restart(carry, fresh, done), model_state), (output, value)
+        return (choose(done, fresh, carry), model_state), (output, value)
 
     (_, model_state), outputs = jax.lax.scan(one, (carry, model_state), (obs, done))
     return outputs, model_state

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from paradigms.core.errors import InputError
 from paradigms.core.state import PyTree
-from paradigms.reinforcement.environment import Box, Environment, Timestep
+from paradigms.reinforcement.environment import Box, Environment, Timestep, choose
 
 Scalar = float | jax.Array
 
@@ -181,7 +181,7 @@ def time_limit(env: Environment, max_steps: int) -> Environment:
         cut = (time >= max_steps) & ~done
         # The environment does not know that these episodes are over.
         start = env.reset(reset_key, len(time))
-        inner, obs = _where(cut, start, (inner, timestep.obs))
+        inner, obs = choose(cut, start, (inner, timestep.obs))
         timestep = timestep._replace(obs=obs, truncated=timestep.truncated | cut)
         return {"env": inner, "time": jnp.where(done | cut, 0, time)}, timestep
 
@@ -219,7 +219,7 @@ def stack_frames(env: Environment, n: int) -> Environment:
         inner, timestep = env.step(key, world["env"], action)
         final_obs = jnp.concatenate([world["frames"][..., size:], timestep.final_obs], -1)
         first = jnp.concatenate([timestep.obs] * n, -1)
-        obs = _where(timestep.terminated | timestep.truncated, first, final_obs)
+        obs = choose(timestep.terminated | timestep.truncated, first, final_obs)
         timestep = timestep._replace(obs=obs, final_obs=final_obs)
         return {"env": inner, "frames": obs}, timestep
 
@@ -260,7 +260,7 @@ def repeat_actions(env: Environment, n: int) -> Environment:
                 reward=before.reward + timestep.reward, score=before.score + timestep.score
             )
             ended = before.terminated | before.truncated
-            return _where(ended, so_far, (moved, timestep)), None
+            return choose(ended, so_far, (moved, timestep)), None
 
         keys = jax.random.split(key, n)
         return jax.lax.scan(again, env.step(keys[0], world, action), keys[1:])[0]
@@ -349,15 +349,6 @@ def _merged(statistics: Statistics, seen: jax.Array, counted: jax.Array) -> Stat
         + share * (1 - share) * jnp.square(apart),
         total,
     )
-
-
-def _where(chosen: jax.Array, new: PyTree, old: PyTree) -> PyTree:
-    """The worlds of `new` that are `chosen[N]` and those of `old` that are not."""
-
-    def choose(new: jax.Array, old: jax.Array) -> jax.Array:
-        return jnp.where(chosen.reshape(-1, *[1] * (old.ndim - 1)), new, old)
-
-    return jax.tree.map(choose, new, old)
 
 
 def _frozen_inside(env: Environment, world: PyTree) -> Environment:

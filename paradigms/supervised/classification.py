@@ -75,7 +75,7 @@ def classifier(
       input_name: the entry of the batch that goes into the net.
 
     Returns:
-      A learner. `update` reports `loss` (smoothed and weighted as trained; NaN, at which `fit`
+      A learner. `update` reports `loss` (smoothed and weighted as trained; infinite, at which `fit`
       stops, where an integer label is outside 0 to K - 1 and its mask is not 0), `accuracy` and
       norms.
       `evaluate` reports `loss` (negative log-likelihood in nats), `accuracy`, `top5` where K > 5,
@@ -113,7 +113,7 @@ def classifier(
         else:
             loss = Mean.of(losses, weight)
         metrics = {
-            "loss": _nan_at_wrong_labels(loss, batch["label"], logits.shape[-1], weight),
+            "loss": _infinite_at_wrong_labels(loss, batch["label"], logits.shape[-1], weight),
             "accuracy": Mean.of(_hits(logits, label, 1), weight),
         }
         return loss.value(), (metrics, model_state)
@@ -148,7 +148,7 @@ def classification_metrics(logits: jax.Array, label: jax.Array, mask: jax.Array)
     true = _probabilities(label, classes) * mask[:, None]
     predicted = jax.nn.one_hot(logits.argmax(-1), classes)
     metrics = {
-        "loss": _nan_at_wrong_labels(
+        "loss": _infinite_at_wrong_labels(
             Mean.of(cross_entropy(logits, label), mask), label, classes, mask
         ),
         "accuracy": Mean.of(hits, mask),
@@ -191,12 +191,15 @@ def _probabilities(label: jax.Array, classes: int) -> jax.Array:
     return label.astype(jnp.float32)
 
 
-def _nan_at_wrong_labels(loss: Mean, label: jax.Array, classes: int, weight: jax.Array) -> Mean:
-    """The loss, or NaN where a label that counts is no class, so that `fit` stops at it."""
+def _infinite_at_wrong_labels(
+    loss: Mean, label: jax.Array, classes: int, weight: jax.Array
+) -> Mean:
+    """The loss, or infinity where a label that counts is no class, so that `fit` stops at it."""
     if not jnp.issubdtype(label.dtype, jnp.integer):
         return loss
     wrong = ((label < 0) | (label >= classes)) & (weight > 0)
-    return loss.replace(total=jnp.where(wrong.any(), jnp.nan, loss.total))
+    # Not NaN, which `--debug` would find in the mere constant.
+    return loss.replace(total=jnp.where(wrong.any(), jnp.inf, loss.total))
 
 
 def _hits(logits: jax.Array, label: jax.Array, k: int) -> jax.Array:

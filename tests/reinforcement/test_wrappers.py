@@ -210,9 +210,9 @@ def test_freezing_goes_through_every_wrapper():
     np.testing.assert_array_equal(found.score, raw.score)
 
     outside = normalise_observations(stack_frames(noise(), 2))
-    _, after, _ = run(outside)
-    seen = at(after, -1)["statistics"]
-    first_obs, _, found = run(outside.frozen(at(after, -1)), key=1)
+    world, _ = outside.reset(jax.random.key(0), 20 * WORLDS)
+    seen = world["statistics"]
+    _, first_obs = outside.frozen(world).reset(jax.random.key(1), WORLDS)
     twice = np.concatenate([raw_first] * 2, -1)
     np.testing.assert_allclose(first_obs, (twice - seen.mean) / np.sqrt(seen.variance), atol=1e-4)
 
