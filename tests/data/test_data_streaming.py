@@ -123,12 +123,6 @@ def test_any_step_can_be_asked_for(arrays):
             assert_same(stream(step, n), in_memory(arrays, step, n))
 
 
-def test_the_first_batch_is_not_read_twice(arrays):
-    """The training loop asks for it once to compile and once to run."""
-    with data.Stream(arrays, BATCH, KEY) as stream:
-        assert stream(0, 2) is stream(0, 2)
-
-
 def test_it_reads_ahead_while_nobody_asks(arrays):
     source = Examples(arrays)
     with data.Stream(source, BATCH, KEY, prefetch=2) as stream:
