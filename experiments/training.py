@@ -34,6 +34,7 @@ Judge = Callable[[TrainState, jax.Array], Metrics]
 # Long enough for the cost of a dispatch to vanish, short enough for a lively progress bar.
 _UPDATES_PER_CALL = 100
 _UNROLLED_UPDATES_PER_CALL = 4
+_ENOUGH_TO_UNROLL = 200
 
 
 def _live_weights(state: TrainState) -> dict[str, PyTree]:
@@ -127,8 +128,9 @@ def living(
       **options: other fields of `Task`.
     """
 
+    play = jax.jit(seeded(learner).evaluate)
+
     def judge(name: str) -> Callable[[], Judge]:
-        play = jax.jit(seeded(learner).evaluate)
         return lambda: lambda state, key: jax.device_get(play(state, (), fold_name(key, name)))
 
     return Task(
@@ -201,7 +203,7 @@ def _train(
     run.rewind(step or -1)
 
     interval = math.gcd(config.steps, config.evaluate_every)
-    n = updates_per_call(learner, state, data, interval)
+    n = updates_per_call(learner, state, data, interval, config.steps)
     evaluate_test = task.test()
     evaluate_validation = None if task.validation is None else task.validation()
     evaluation_key = jax.random.key(0)
@@ -305,16 +307,21 @@ def finish(
     return summary
 
 
-def updates_per_call(learner: Learner, state: TrainState, data: Any, interval: int) -> int:
+def updates_per_call(
+    learner: Learner, state: TrainState, data: Any, interval: int, steps: int
+) -> int:
     """How many updates to fuse into one dispatch, a divisor of `interval`.
 
     Fusing saves dispatches. Where loops are slow the updates are written out, which the compiler
-    takes its time for, so that there are few of them (benchmarks/execution.py has the figures).
+    takes its time for, so that there are few of them (benchmarks/execution.py has the figures), and
+    one alone where `steps`, of the whole run, are too few to win that time back.
     """
     if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
         return 1
     slow = loops_are_slow(learner.update, state, data)
-    most = _UNROLLED_UPDATES_PER_CALL if slow else _UPDATES_PER_CALL
+    most = _UPDATES_PER_CALL
+    if slow:
+        most = _UNROLLED_UPDATES_PER_CALL if steps >= _ENOUGH_TO_UNROLL else 1
     return max(n for n in range(1, most + 1) if interval % n == 0)
 
 

@@ -128,7 +128,7 @@ def measure(case: Case, rounds: int, scanned: bool) -> dict[str, Any]:
         return on_device
 
     n, few = case.fused, case.unrolled
-    chosen = training.updates_per_call(drawn, start(), on_device, case.updates)
+    chosen = training.updates_per_call(drawn, start(), on_device, case.updates, steps=1000)
     modes = {
         "bare": run_bare,
         "step": run_fit(repeated(drawn, 1), 1, whole),

@@ -56,7 +56,7 @@ class Config(cli.Options):
 
     def rehearsal(self) -> "Config":
         """A few small batches."""
-        return replace(self, seeds=self.seeds[:1], steps=24, evaluate_every=12, batch_size=64)
+        return replace(self, seeds=self.seeds[:1], steps=16, evaluate_every=8, batch_size=64)
 
 
 def network(config: Config, whitening: np.ndarray | None = None) -> Net:

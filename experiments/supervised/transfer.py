@@ -64,7 +64,7 @@ class Config(cli.Options):
 
     def rehearsal(self) -> "Config":
         """The same digits, enlarged, stand in for MNIST."""
-        return replace(self, seeds=self.seeds[:2], steps=20, evaluate_every=20, pretrain_steps=45)
+        return replace(self, seeds=self.seeds[:1], steps=20, evaluate_every=20, pretrain_steps=45)
 
 
 def network(config: Config) -> Net:
