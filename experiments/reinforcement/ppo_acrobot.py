@@ -30,12 +30,14 @@ class Config(agents.Ppo):
     steps: int = 976
     """Updates, of 512 environment steps each by default."""
     evaluate_every: int = 61
+    learning_rate: float = 1e-3
+    """Annealed to 0, update by update; four times that of the recipe, which gives -84.2."""
     width: int = 64
     """Of both hidden layers, of the policy and of the value."""
 
     def rehearsal(self) -> "Config":
-        """A fifth of the steps, which are larger."""
-        return self.shortened(steps=200, evaluate_every=100, learning_rate=1e-3)
+        """A fifth of the updates."""
+        return self.shortened(steps=200, evaluate_every=100)
 
 
 def network(config: Config) -> Net:
