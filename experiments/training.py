@@ -17,7 +17,7 @@ from nets.net import Net
 from paradigms.core import metrics as metrics_lib
 from paradigms.core.checkpoint import Checkpoints
 from paradigms.core.learner import Learner, Metrics
-from paradigms.core.loop import Every, evaluator, fit
+from paradigms.core.loop import Every, evaluator, fit, jit_is_on
 from paradigms.core.mesh import make_mesh, parse_mesh, replicate, shard_state
 from paradigms.core.metrics import Mean, Means
 from paradigms.core.pictures import draw_curves
@@ -316,7 +316,7 @@ def updates_per_call(
     takes its time for, so that there are few of them (benchmarks/execution.py has the figures), and
     one alone where `steps`, of the whole run, are too few to win that time back.
     """
-    if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+    if not jit_is_on():
         return 1
     slow = loops_are_slow(learner.update, state, data)
     most = _UPDATES_PER_CALL

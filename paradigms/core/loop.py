@@ -114,8 +114,7 @@ def fit(
         return state, jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(stacked)])
 
     update = update_and_pack
-    # Under --debug every operation runs on its own.
-    if not jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+    if jit_is_on():
         shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
         update = (
             jax.jit(update_and_pack, donate_argnums=0, out_shardings=(shardings, None))
@@ -162,6 +161,12 @@ def fit(
     jax.block_until_ready(state)
     train_seconds = time.perf_counter() - train_start
     return Fitted(state, steps - start, compile_seconds, train_seconds)
+
+
+def jit_is_on() -> bool:
+    """False where every operation runs on its own, to find a fault in one of them."""
+    config: Any = jax.config  # of which not every version's types know all options
+    return not config.jax_disable_jit
 
 
 def evaluator(
