@@ -326,11 +326,11 @@ def test_an_empty_memory_gives_slot_zero_and_forgets_what_is_learned_from_it(mak
 @MAKERS
 def test_dtypes_stay_and_only_the_arrays_of_the_example_are_stored(make):
     given = example(log_prob=np.zeros((4, 2), np.float16))
-    # NumPy's float64 becomes float32 without a warning, as it does on the device.
+    # NumPy's float64 becomes float32, as it does on the device.
     given |= {name: np.arange(48, dtype=np.uint8).reshape(4, 2, 6) for name in ("obs", "final_obs")}
     given |= {"reward": given["reward"].astype(np.float64)}
     replay = make(8)
-    memory = replay.init(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), given))
+    memory = replay.init(given)
     after = jax.jit(replay.add)(memory, {**given, "value": np.zeros((4, 2))})
     forms = [
         jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype), leaf.weak_type), tree)
