@@ -147,17 +147,16 @@ def dqn(
     def act(
         state: TrainState, obs: jax.Array, carry: PyTree, key: jax.Array, explore: bool
     ) -> tuple[jax.Array, dict[str, jax.Array], PyTree]:
-        net_key, random_key, choice_key = jax.random.split(key, 3)
+        net_key, random_key = jax.random.split(key) if noisy else (None, key)
         output, _ = net.apply(
             state.params, state.model_state, obs, key=net_key, train=noisy and explore
         )
         greedy = values(output).argmax(-1).astype(jnp.int32)
         if not explore:
             return greedy, {}, carry
-        random = jax.random.randint(choice_key, greedy.shape, 0, output.shape[1])
-        explores = jax.random.uniform(random_key, greedy.shape) < current(
-            epsilon, state.world["steps"]
-        )
+        chance, choice = jax.random.uniform(random_key, (2, *greedy.shape))
+        random = (choice * output.shape[1]).astype(jnp.int32)
+        explores = chance < current(epsilon, state.world["steps"])
         return jnp.where(explores, random, greedy), {}, carry
 
     def errors(

@@ -9,7 +9,7 @@ import optax
 from nets.net import Net
 from paradigms.core import metrics as metrics_lib
 from paradigms.core.errors import InputError
-from paradigms.core.learner import Batch, Learner, Loss, Metrics, descend
+from paradigms.core.learner import Batch, Learner, Loss, Metrics, descend, norm
 from paradigms.core.metrics import Mean
 from paradigms.core.optimizers import Scalar, Scheduled, current
 from paradigms.core.state import PyTree, TrainState
@@ -95,7 +95,7 @@ def with_advantages(
     """What the loss needs of a trajectory, arrays `[T, N, ...]`.
 
     Args:
-      trajectory: with what `act` added, `log_prob` and `value`.
+      trajectory: with `log_prob` and `value` of every step, `[T, N]`.
       final_value: `[T, N]`, the values of `final_obs`.
       discount, trace: gamma and lambda.
     """
@@ -134,7 +134,8 @@ def in_minibatches(
       minibatches: in one pass.
 
     Returns:
-      The state and the metrics, added up.
+      The state, and the metrics added up. Of the norms of `descend` that of the gradient is of the
+      minibatches; that of the update is of all of them together, and needs computing only once.
     """
 
     def one(state: TrainState, index: jax.Array) -> tuple[TrainState, Metrics]:
@@ -142,13 +143,16 @@ def in_minibatches(
         grads, (metrics, model_state) = jax.grad(loss, has_aux=True)(state.params, state, batch)
         params, opt_state, norms = descend(optimizer, grads, state.opt_state, state.params)
         state = state.replace(params=params, opt_state=opt_state, model_state=model_state)
-        return state, {**metrics, **norms}
+        return state, {**metrics, "norm/gradient": norms["norm/gradient"]}
 
+    before = state.params
     size = len(jax.tree.leaves(examples)[0])
     keys = jax.random.split(state.rng("shuffle"), epochs)
     index = jax.vmap(lambda key: jax.random.permutation(key, size))(keys)
     state, metrics = jax.lax.scan(one, state, index.reshape(epochs * minibatches, -1))
-    return state, metrics_lib.collapse(metrics)
+    change = jax.tree.map(jnp.subtract, state.params, before)
+    norms = {"norm/parameter": Mean.of(norm(before)), "norm/update": Mean.of(norm(change))}
+    return state, {**metrics_lib.collapse(metrics), **norms}
 
 
 def ppo(
@@ -188,7 +192,7 @@ def ppo(
     Returns:
       An agent that reports the three losses, `entropy`, the divergence `kl` from the old policy
       (Schulman's estimator `r - 1 - log r`), `clipped`, the fraction of ratios beyond the clip, and
-      the norms of `descend`.
+      the norms of `in_minibatches`.
 
     Raises:
       InputError: fewer than one epoch or minibatch, or minibatches that do not divide `T * N`.
@@ -211,12 +215,9 @@ def ppo(
     def act(
         state: TrainState, obs: jax.Array, carry: PyTree, key: jax.Array, explore: bool
     ) -> tuple[jax.Array, dict[str, jax.Array], PyTree]:
-        (output, value), _ = net.apply(state.params, state.model_state, obs)
+        (output, _), _ = net.apply(state.params, state.model_state, obs)
         policy = policy_of(output, actions)
-        if not explore:
-            return policy.mode(), {}, carry
-        action = policy.sample(key)
-        return action, {"log_prob": policy.log_prob(action), "value": value}, carry
+        return policy.sample(key) if explore else policy.mode(), {}, carry
 
     def loss_of(
         params: PyTree, state: TrainState, batch: Batch
@@ -236,9 +237,12 @@ def ppo(
         return loss, (metrics, model_state)
 
     def update(state: TrainState, trajectory: Batch) -> tuple[TrainState, Metrics]:
-        (_, final_value), _ = jax.vmap(net.apply, (None, None, 0))(
-            state.params, state.model_state, trajectory["final_obs"]
-        )
+        # All steps at once, which costs less than the value of every step while acting.
+        steps = jax.vmap(net.apply, (None, None, 0))
+        (output, value), _ = steps(state.params, state.model_state, trajectory["obs"])
+        (_, final_value), _ = steps(state.params, state.model_state, trajectory["final_obs"])
+        log_prob = policy_of(output, actions).log_prob(trajectory["action"])
+        trajectory = {**trajectory, "log_prob": log_prob, "value": value}
         examples = with_advantages(trajectory, final_value, discount, trace)
         # To an update a step is an example, whenever and wherever it was made.
         examples = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), examples)
