@@ -10,7 +10,7 @@ import worlds
 import nets
 from nets.net import Net
 from paradigms.core.errors import InputError
-from paradigms.core.transforms import repeated, swept
+from paradigms.core.transforms import repeated
 from paradigms.reinforcement import Box, Discrete, clipped_surrogate, interact, ppo, value_loss
 
 # Logits and a value for each state of a world whose observations are one-hot.
@@ -160,32 +160,6 @@ def test_schedules_count_updates():
 
     np.testing.assert_array_equal(logits(late, 1), logits(lambda step: 0.0 * step, 1))
     assert jnp.abs(logits(late, 2) - logits(lambda step: 0.0 * step, 2)).max() > 1e-3
-
-
-def test_hyperparameters_can_be_swept():
-    def make(h):
-        agent = ppo(
-            TABLE,
-            optax.sgd(h["learning_rate"]),
-            discount=h["discount"],
-            trace=h["trace"],
-            clip=h["clip"],
-            entropy_weight=h["entropy"],
-            minibatches=2,
-        )
-        return interact(agent, worlds.chain(3), num_envs=2, num_steps=4)
-
-    values = {"learning_rate": 0.1, "discount": 0.9, "trace": 0.8, "clip": 0.1, "entropy": 0.01}
-    grid = {name: jnp.array([value, value]) for name, value in values.items()}
-    grid["learning_rate"] = jnp.array([0.1, 0.0])
-    learner = swept(make, grid)
-    state = jax.jit(learner.init)(jax.random.key(0), ())
-    state, _ = jax.jit(repeated(learner, 2).update)(state, ())
-    alone = make(values)
-    expected = jax.jit(alone.init)(jax.random.key(0), ())
-    expected, _ = jax.jit(repeated(alone, 2).update)(expected, ())
-    np.testing.assert_allclose(state.params["logits"][0], expected.params["logits"], atol=1e-6)
-    np.testing.assert_array_equal(state.params["logits"][1], 0)
 
 
 def test_mistakes():
