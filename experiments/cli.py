@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 import json
 import re
 import sys
@@ -9,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, TypeVar, cast, get_type_hints
+from typing import Any, Literal, TypeVar, get_type_hints
 
 from paradigms.core.errors import InputError, NonFiniteError
 
@@ -59,15 +60,20 @@ def run(main: Callable[[Config], None], config_type: type[Config]) -> None:
     import tyro
 
     module = sys.modules[main.__module__]
-    config, unknown = tyro.cli(
+    parse = functools.partial(
+        tyro.cli,
         config_type,
         prog=f"python -m experiments.{name_of(main).replace('/', '.')}",
         description=module.__doc__,
         return_unknown_args=True,
     )
+    config, unknown = parse()
     try:
         _refuse(unknown, config_type)
-        config = prepare(config)
+        if config.smoke:
+            # What was asked for by name holds in a rehearsal too.
+            config, _ = parse(default=config.rehearsal())
+        prepare(config)
         _check_network(module, config)
         main(config)
     except InputError as error:
@@ -80,17 +86,14 @@ def run(main: Callable[[Config], None], config_type: type[Config]) -> None:
         _leave("interrupted: the same command resumes from the last checkpoint", 130)
 
 
-def prepare(config: Config) -> Config:
-    """Checks the shared options, applies `--smoke`, and sets the process up for `--debug`."""
+def prepare(config: Options) -> None:
+    """Checks the shared options, and sets the process up for `--debug`."""
     seeds = config.seeds
     if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0 or max(seeds) >= 2**32:
         raise InputError(
             f"--seeds {' '.join(map(str, seeds)) or '(none)'}: expected distinct numbers from 0 to "
             "2**32 - 1"
         )
-    if config.smoke:
-        # What was asked for by name holds in a rehearsal too.
-        config = dataclasses.replace(cast(Config, config.rehearsal()), **_chosen(config))
     if config.steps < 1 or config.evaluate_every < 1:
         raise InputError(
             f"--steps {config.steps} --evaluate-every {config.evaluate_every}: expected at least 1"
@@ -103,7 +106,6 @@ def prepare(config: Config) -> Config:
 
         jax.config.update("jax_disable_jit", True)
         jax.config.update("jax_debug_nans", True)
-    return config
 
 
 def name_of(main: Callable[..., Any]) -> str:
@@ -126,13 +128,6 @@ def variation(config: Options) -> str:
             text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
             parts.append(f"-{name}={re.sub(r'[^A-Za-z0-9._,+-]', '_', text)}")
     return "".join(parts)
-
-
-def _chosen(config: Options) -> dict[str, Any]:
-    """The options that differ from their defaults."""
-    usual = type(config)()
-    names = get_type_hints(type(config))
-    return {n: getattr(config, n) for n in names if getattr(config, n) != getattr(usual, n)}
 
 
 def to_json(config: Options) -> dict[str, Any]:

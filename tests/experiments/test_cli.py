@@ -70,20 +70,28 @@ def is_one_line(found, status, *expected):
     return True
 
 
-def test_options_become_the_config(command, monkeypatch):
-    seen = []
+@pytest.fixture
+def parsed(command, monkeypatch):
+    """Parses a command line and gives the config that `main` would get."""
 
-    def main(config):
-        seen.append(config)
+    def parse(*options):
+        def main(config):
+            seen.append(config)
 
-    monkeypatch.setattr(main, "__module__", digits_mlp.__name__)
-    monkeypatch.setattr(digits_mlp, "main", main)
+        seen = []
+        monkeypatch.setattr(main, "__module__", digits_mlp.__name__)
+        monkeypatch.setattr(digits_mlp, "main", main)
+        assert command(*options)[0] == 0
+        return seen[0]
+
+    return parse
+
+
+def test_options_become_the_config(parsed):
     options = "--seeds 3 5 --steps 7 --run-dir a --mesh data=2 --precision bfloat16 --split 1"
-    assert command(*options.split())[0] == 0
-    expected = digits_mlp.Config(
+    assert parsed(*options.split()) == digits_mlp.Config(
         seeds=(3, 5), steps=7, run_dir=Path("a"), mesh="data=2", precision="bfloat16", split=1
     )
-    assert seen == [expected]
 
 
 def test_a_config_survives_json():
@@ -155,19 +163,22 @@ def test_mistakes_of_one_experiment(command, experiment, options, expected):
     assert not Path("run", "pretrain").exists()
 
 
-def test_a_rehearsal_keeps_what_was_asked_for():
-    config = cli.prepare(digits_mlp.Config(smoke=True, seeds=(3, 4), width=4))
-    assert (config.seeds, config.width) == ((3, 4), 4)
-    assert config.steps == digits_mlp.Config().rehearsal().steps < digits_mlp.Config().steps
+def test_a_rehearsal_keeps_what_was_asked_for(parsed):
+    usual = digits_mlp.Config()
+    config = parsed("--smoke", "--seeds", "3", "4", "--evaluate-every", str(usual.evaluate_every))
+    assert config == replace(
+        usual.rehearsal(), smoke=True, seeds=(3, 4), evaluate_every=usual.evaluate_every
+    )
+    assert usual.rehearsal().evaluate_every < usual.evaluate_every  # asked for, though the default
 
 
 def test_variations_of_an_experiment_have_directories_of_their_own():
-    usual, smoke = digits_mlp.Config(), digits_mlp.Config(smoke=True)
+    usual, smoke = digits_mlp.Config(), digits_mlp.Config(smoke=True).rehearsal()
     assert cli.variation(usual) == ""
     assert cli.variation(replace(usual, data_dir=Path("a"), mesh="data=2", debug=True)) == ""
     assert cli.variation(replace(usual, split=1, seeds=(3, 4))) == "-seeds=3,4-split=1"
-    assert cli.variation(cli.prepare(smoke)) == "-smoke"
-    assert cli.variation(cli.prepare(replace(smoke, width=4))) == "-smoke-width=4"
+    assert cli.variation(smoke) == "-smoke"
+    assert cli.variation(replace(smoke, width=4)) == "-smoke-width=4"
 
 
 def test_an_unreadable_file_is_one_clear_line(command, monkeypatch):
