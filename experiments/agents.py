@@ -1,11 +1,13 @@
 """What the experiments of reinforcement learning share: options, and the agents made from them."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -13,17 +15,24 @@ from experiments import cli, training
 from nets.net import Net
 from paradigms import reinforcement
 from paradigms.core import optimizers
+from paradigms.core.learner import Metrics
 from paradigms.core.metrics import Means
 from paradigms.core.state import PyTree, TrainState, fold_name
 from paradigms.reinforcement import (
     Agent,
     Box,
+    Discrete,
     Environment,
+    HostEnvironment,
     cast_observations,
     check_environment,
     draw_rollout,
+    from_atari,
     from_gymnax,
+    hosted,
     interact,
+    judgement,
+    play_on_host,
     record,
     uniform_replay,
 )
@@ -80,7 +89,7 @@ class Ppo(Options):
     minibatches: int = 4
 
 
-def ppo(config: Ppo, net: Net, env: Environment) -> Agent:
+def ppo(config: Ppo, net: Net) -> Agent:
     """PPO by these options."""
     annealed = optimizers.held(
         optimizers.warmup_linear(config.learning_rate, config.steps),
@@ -89,7 +98,6 @@ def ppo(config: Ppo, net: Net, env: Environment) -> Agent:
     return reinforcement.ppo(
         net,
         optimizers.adam(annealed, eps=1e-5, max_norm=0.5),
-        actions=type(env.actions),
         discount=config.discount,
         trace=config.trace,
         clip=config.clip,
@@ -186,6 +194,27 @@ def actor_critic(
     )
 
 
+@dataclass(frozen=True)
+class Atari(Options):
+    """The protocol of Mnih et al. 2015: up to 30 idle frames first, and games of half an hour."""
+
+    game: str = "breakout"
+    """As ale-py calls it."""
+    sticky: float = 0.0
+    """How often an action is not heard (Machado et al. 2018: 0.25)."""
+    max_frames: int = 108_000
+    """When a game is cut short, four frames to a step."""
+    episodes: int = 100
+    """Of an evaluation."""
+
+    @property
+    def num_actions(self) -> int:
+        """Those that the game uses."""
+        actions = from_atari(self.game).actions
+        assert isinstance(actions, Discrete)
+        return actions.n
+
+
 def actor_weights(state: TrainState) -> dict[str, PyTree]:
     """What `experiments.load` gives back of an actor with critics: the actor."""
     return {"params": state.params["actor"], "model_state": state.model_state["actor"]}
@@ -214,13 +243,54 @@ def train(
     check_environment(env, bounded=isinstance(agent.actions, Box))
     learner = interact(agent, env, num_envs=config.num_envs, num_steps=config.num_steps)
 
-    def picture(directory: Path, test: Means, state: TrainState) -> None:
-        del test
-        held_out = env if env.frozen is None else env.frozen(state.world["env"])
-        episode = record(agent, held_out, state, fold_name(jax.random.key(0), "picture"))
-        draw_rollout(episode, directory / "episode", draw)
+    def frozen(state: TrainState) -> Environment:
+        return env if env.frozen is None else env.frozen(state.world["env"])
 
     task = training.living(
-        net, learner, env.observation, config.steps_per_update, pictures=picture, **options
+        net,
+        learner,
+        env.observation,
+        config.steps_per_update,
+        pictures=_pictures(agent, frozen, draw),
+        **options,
     )
     training.train(main, config, task)
+
+
+def train_on_host(main: Callable[..., Any], config: Atari, net: Net, agent: Agent) -> None:
+    """Trains on a game that runs beside JAX; the arguments are those of `train`."""
+    game = functools.partial(
+        from_atari, config.game, sticky=config.sticky, max_frames=config.max_frames
+    )
+    env, held_out = game(life_is_episode=True), game()
+    host = hosted(agent, env, num_envs=config.num_envs, num_steps=config.num_steps)
+
+    def judge(state: TrainState, key: jax.Array) -> Metrics:
+        played = play_on_host(agent, held_out, state, key, config.episodes, config.max_frames // 4)
+        return jax.vmap(judgement)(*map(jnp.asarray, played))
+
+    task = training.living(
+        net,
+        host.learner,
+        env.observation,
+        config.steps_per_update,
+        judge,
+        source=host.source,
+        pictures=_pictures(agent, lambda state: held_out),
+    )
+    training.train(main, config, task)
+
+
+def _pictures(
+    agent: Agent,
+    env_of: Callable[[TrainState], Environment | HostEnvironment],
+    draw: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> Callable[[Path, Means, TrainState], None]:
+    """Draws a whole episode of the first run."""
+
+    def picture(directory: Path, test: Means, state: TrainState) -> None:
+        del test
+        episode = record(agent, env_of(state), state, fold_name(jax.random.key(0), "picture"))
+        draw_rollout(episode, directory / "episode", draw)
+
+    return picture

@@ -17,7 +17,7 @@ from nets.net import Net
 from paradigms.core import metrics as metrics_lib
 from paradigms.core.checkpoint import Checkpoints
 from paradigms.core.learner import Learner, Metrics
-from paradigms.core.loop import Every, evaluator, fit, jit_is_on
+from paradigms.core.loop import Every, LiveSource, evaluator, fit, jit_is_on
 from paradigms.core.mesh import make_mesh, parse_mesh, replicate, shard_state
 from paradigms.core.metrics import Mean, Means
 from paradigms.core.pictures import draw_curves
@@ -58,6 +58,8 @@ class Task(NamedTuple):
       pictures: draws into a directory from the test metrics and the final state of the first run.
       start: changes the fresh state, of all runs, before the first update (pretrained weights).
       data_axis: 0 where every run has training data of its own, stacked; None where they share it.
+      source: what makes the batches of all runs, one update after the other, in place of `data`;
+        a world on the host, whose episodes begin anew where a run resumes.
     """
 
     net: Net
@@ -73,6 +75,7 @@ class Task(NamedTuple):
     pictures: Callable[[Path, Means, TrainState], None] | None = None
     start: Callable[[TrainState], TrainState] = lambda state: state
     data_axis: int | None = None
+    source: LiveSource | None = None
 
 
 def labelled(
@@ -116,22 +119,33 @@ def labelled(
 
 
 def living(
-    net: Net, learner: Learner, observation: jax.ShapeDtypeStruct, steps: int, **options: Any
+    net: Net,
+    learner: Learner,
+    observation: jax.ShapeDtypeStruct,
+    steps: int,
+    judge: Judge | None = None,
+    **options: Any,
 ) -> Task:
     """Learning in a world, and judged by whole greedy episodes in worlds of other seeds.
 
     Args:
       net: see `Task`.
-      learner: made by `interact`.
+      learner: made by `interact` or `hosted`.
       observation: shape and dtype of one.
       steps: environment steps of a run in one update, `num_envs * num_steps`.
+      judge: plays the episodes; by default the learner's `evaluate`.
       **options: other fields of `Task`.
     """
 
     play = jax.jit(seeded(learner).evaluate)
 
-    def judge(name: str) -> Callable[[], Judge]:
-        return lambda: lambda state, key: jax.device_get(play(state, (), fold_name(key, name)))
+    def in_its_world(state: TrainState, key: jax.Array) -> Metrics:
+        return play(state, (), key)
+
+    judges = judge or in_its_world
+
+    def by(name: str) -> Callable[[], Judge]:
+        return lambda: lambda state, key: jax.device_get(judges(state, fold_name(key, name)))
 
     return Task(
         net=net,
@@ -139,8 +153,8 @@ def living(
         data=(),
         examples_per_update=steps,
         example=observation,
-        validation=judge("validation"),
-        test=judge("test"),
+        validation=by("validation"),
+        test=by("test"),
         headline="return",
         **options,
     )
@@ -188,10 +202,12 @@ def open_run(main: Callable[..., Any], config: cli.Options, part: str = "") -> R
 def _train(
     run: Run, config: cli.Options, task: Task, mesh: Any, started: dict[str, Any]
 ) -> dict[str, Any]:
-    learner = seeded(task.learner, data_axis=task.data_axis)
+    fresh = learner = seeded(task.learner, data_axis=task.data_axis)
+    if task.source is not None:
+        learner = seeded(task.learner, data_axis=0)
     data = jax.tree.map(jnp.asarray, task.data)
     keys = jax.vmap(jax.random.key)(jnp.asarray(config.seeds, jnp.uint32))
-    state = task.start(jax.jit(learner.init)(keys, data))
+    state = task.start(jax.jit(fresh.init)(keys, data))
     if mesh is not None:
         data, state = replicate(data, mesh), shard_state(state, mesh)
 
@@ -203,7 +219,9 @@ def _train(
     run.rewind(step or -1)
 
     interval = math.gcd(config.steps, config.evaluate_every)
-    n = updates_per_call(learner, state, data, interval, config.steps)
+    n = 1
+    if task.source is None:
+        n = updates_per_call(learner, state, data, interval, config.steps)
     evaluate_test = task.test()
     evaluate_validation = None if task.validation is None else task.validation()
     evaluation_key = jax.random.key(0)
@@ -225,7 +243,7 @@ def _train(
         fitted = fit(
             repeated(learner, n),
             state,
-            lambda step, n: data,
+            task.source or (lambda step, n: data),
             steps=config.steps,
             steps_per_call=n,
             callbacks=[Every(config.evaluate_every, evaluate)],
@@ -247,6 +265,7 @@ def _train(
         started,
         state=fitted.state,
         before=_before(run),
+        area_under_curve=_area_under_curve(run),
         input={"shape": list(task.example.shape), "dtype": str(task.example.dtype)},
         examples=config.steps * task.examples_per_update,
         parameters=sum(leaf.size for leaf in jax.tree.leaves(params)) // len(config.seeds),
@@ -258,6 +277,7 @@ def _train(
             "updates_per_call": n,
             "flops_per_update": _flops(task, data),
         },
+        **({} if task.source is None else {"worlds_begun_anew_at": step or None}),
     )
 
 
@@ -369,13 +389,30 @@ def _save_net(directory: Path, task: Task, state: TrainState) -> None:
     Checkpoints(directory / "net", keep=1).save(int(state.step[0]), task.weights(state))
 
 
-def _before(run: Run) -> dict[str, list[float]]:
+def _before(run: Run) -> dict[str, list[float | None]]:
     """Held-out metrics of the untrained nets, so that a summary shows what was learnt."""
     return {
-        name: [float(value) for value in curve.values[:, 0]]
+        name: _finite(curve.values[:, 0])
         for name, curve in run.read_metrics().items()
         if name.startswith("validation/") and curve.steps[0] == 0
     }
+
+
+def _area_under_curve(run: Run) -> dict[str, list[float | None]]:
+    """Held-out metrics averaged over the training, so that a summary shows how soon it was learnt.
+
+    By the trapezoidal rule over the evaluations, divided by the steps; of each run.
+    """
+    return {
+        name: _finite(np.trapezoid(curve.values, curve.steps) / np.ptp(curve.steps))
+        for name, curve in run.read_metrics().items()
+        if name.startswith("validation/") and len(curve.steps) > 1
+    }
+
+
+def _finite(values: np.ndarray) -> list[float | None]:
+    """Numbers that JSON knows."""
+    return [value if math.isfinite(value) else None for value in values.tolist()]
 
 
 def _module_and_arguments() -> list[str]:

@@ -50,7 +50,7 @@ def main(config: Config) -> None:
     """Trains in worlds that are kept in the train state."""
     env = from_gymnax("Acrobot-v1")
     net = network(config)
-    agents.train(main, config, net, agents.ppo(config, net, env), env, drawings.acrobot)
+    agents.train(main, config, net, agents.ppo(config, net), env, drawings.acrobot)
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def main(config: Config) -> None:
     """Trains in worlds that are kept in the train state."""
     env = from_gymnax("CartPole-v1")
     net = network(config)
-    agents.train(main, config, net, agents.ppo(config, net, env), env, drawings.cart_pole)
+    agents.train(main, config, net, agents.ppo(config, net), env, drawings.cart_pole)
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def main(config: Config) -> None:
     """Trains in worlds that are kept in the train state."""
     env = agents.minatar(config.game)
     net = network(config)
-    agents.train(main, config, net, agents.ppo(config, net, env), env)
+    agents.train(main, config, net, agents.ppo(config, net), env)
 
 
 if __name__ == "__main__":

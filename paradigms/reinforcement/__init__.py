@@ -2,7 +2,7 @@
 
 from paradigms.reinforcement.actor_critic import critic_loss, pessimistic_target
 from paradigms.reinforcement.adapters import from_gymnax, from_pgx
-from paradigms.reinforcement.agent import Agent, interact, play
+from paradigms.reinforcement.agent import Agent, interact, judgement, play
 from paradigms.reinforcement.ddpg import ddpg
 from paradigms.reinforcement.dqn import categorical_target, dqn, q_target
 from paradigms.reinforcement.environment import (
@@ -68,6 +68,7 @@ __all__ = [
     "hosted",
     "image_of",
     "interact",
+    "judgement",
     "normalise_observations",
     "normalise_rewards",
     "on_host",

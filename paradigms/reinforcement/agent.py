@@ -126,12 +126,7 @@ def interact(
     def evaluate(state: TrainState, batch: Batch, key: jax.Array) -> Metrics:
         del batch
         held_out = env if env.frozen is None else env.frozen(state.world["env"])
-        returns, lengths, finished = play(agent, held_out, state, key, episodes, max_episode_steps)
-        return {
-            "return": Mean.of(returns),
-            "length": Mean.of(lengths),
-            "unfinished": Mean.of(~finished),
-        }
+        return judgement(*play(agent, held_out, state, key, episodes, max_episode_steps))
 
     return Learner(init, update, evaluate)
 
@@ -191,6 +186,15 @@ def play(
     }
     end = jax.lax.while_loop(under_way, one, start)
     return end["return"], end["length"], ~end["alive"]
+
+
+def judgement(returns: jax.Array, lengths: jax.Array, finished: jax.Array) -> Metrics:
+    """The metrics of an evaluation, from what `play` or `play_on_host` gave."""
+    return {
+        "return": Mean.of(returns),
+        "length": Mean.of(lengths),
+        "unfinished": Mean.of(~finished),
+    }
 
 
 def check_actions(caller: str, agent: Agent, env: Any, **numbers: int) -> None:

@@ -109,7 +109,7 @@ def hosted(agent: Agent, env: HostEnvironment, *, num_envs: int, num_steps: int)
         steps, transitions = state.world["steps"], []
         for t, key in enumerate(jax.random.split(state.rng("interact"), num_steps)):
             now = state.replace(world={**state.world, "steps": steps + t * num_envs})
-            action, extras, after, step_key = _act(agent.act, now, obs, carry, key, explore=True)
+            action, extras, after, step_key = acted(agent.act, now, obs, carry, key, explore=True)
             action, extras = jax.device_get((action, extras))
             world, timestep = env.step(step_key, world, action)
             answers = timestep._asdict()
@@ -179,7 +179,7 @@ def play_on_host(
         for step in range(max_steps):
             if not alive.any():
                 break
-            action, _, carry, step_key = _act(
+            action, _, carry, step_key = acted(
                 agent.act, state, obs, carry, jax.random.fold_in(key, step), explore=explore
             )
             world, timestep = env.step(step_key, world, np.asarray(action))
@@ -409,10 +409,10 @@ class _Lives:
 
 
 @functools.partial(jax.jit, static_argnames=("act", "explore"))
-def _act(
+def acted(
     act: Act, state: TrainState, obs: jax.Array, carry: PyTree, key: jax.Array, explore: bool
 ) -> tuple[jax.Array, dict[str, jax.Array], PyTree, jax.Array]:
-    """What `act` gives, and the key of the environments' step."""
+    """What `act` gives, compiled, and the key of the environments' step."""
     act_key, step_key = jax.random.split(key)
     action, extras, carry = act(state, obs, carry, act_key, explore=explore)
     return action, extras, carry, step_key

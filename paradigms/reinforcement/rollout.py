@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from paradigms.core.errors import InputError, MissingExtraError
 from paradigms.core.record import WRITING, explained
-from paradigms.core.state import PyTree, TrainState, fold_name
+from paradigms.core.state import TrainState, fold_name
 from paradigms.reinforcement.agent import Agent
-from paradigms.reinforcement.environment import Environment, Timestep
+from paradigms.reinforcement.environment import Environment
+from paradigms.reinforcement.host import HostEnvironment, acted, on_host
 
 _GAP = 4  # pixels between two pictures of a strip
 _SMALLEST_SIDE = 160  # smaller images are enlarged, by whole numbers
@@ -39,14 +39,14 @@ class Episode(NamedTuple):
 
 def record(
     agent: Agent,
-    env: Environment,
+    env: Environment | HostEnvironment,
     state: TrainState,
     key: jax.Array,
     max_steps: int = 1000,
     *,
     explore: bool = False,
 ) -> Episode:
-    """Plays one episode, that of `play` with the same key and one episode, and keeps all of it.
+    """Plays one episode, that of `play` or `play_on_host` with the same key, and keeps all of it.
 
     Args:
       agent: the player.
@@ -57,34 +57,27 @@ def record(
       explore: whether to act as in training, in place of greedily.
 
     Raises:
-      InputError: `max_steps` is below 1.
+      InputError: `max_steps` is below 1, or the environment has statistics that are not frozen.
     """
     if max_steps < 1:
         raise InputError(f"record(max_steps={max_steps}): expected at least 1")
 
-    # The state is an argument: a replay memory must not become a constant of the program.
-    @jax.jit
-    def one(
-        state: TrainState, world: PyTree, obs: jax.Array, carry: PyTree, time: jax.Array
-    ) -> tuple[PyTree, PyTree, jax.Array, Timestep]:
-        act_key, step_key = jax.random.split(jax.random.fold_in(key, time))
-        action, _, carry = agent.act(state, obs, carry, act_key, explore=explore)
-        world, timestep = env.step(step_key, world, action)
-        return world, carry, action, timestep
-
-    world, obs = jax.jit(env.reset, static_argnums=1)(fold_name(key, "reset"), 1)
+    world_of = on_host(env) if isinstance(env, Environment) else env
+    world, obs = world_of.reset(fold_name(key, "reset"), 1)
     carry = agent.carry(1)
     seen, actions, scores = [obs[0]], [], []
     for time in range(max_steps):
-        world, carry, action, timestep = one(state, world, obs, carry, jnp.int32(time))
+        action, _, carry, step_key = acted(
+            agent.act, state, obs, carry, jax.random.fold_in(key, time), explore=explore
+        )
+        world, timestep = world_of.step(step_key, world, np.asarray(action))
         obs = timestep.obs
         seen.append(timestep.final_obs[0])
-        actions.append(action[0])
+        actions.append(np.asarray(action[0]))
         scores.append(timestep.score[0])
         terminated, truncated = bool(timestep.terminated[0]), bool(timestep.truncated[0])
         if terminated or truncated:
             break
-    seen, actions, scores = jax.device_get((seen, actions, scores))
     return Episode(np.stack(seen), np.stack(actions), np.stack(scores), terminated, truncated)
 
 

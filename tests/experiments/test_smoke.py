@@ -13,8 +13,10 @@ from experiments import catalogue
 SLOW = {
     "reinforcement/ddpg_pendulum",
     "reinforcement/dqn_acrobot",
+    "reinforcement/dqn_atari",
     "reinforcement/dqn_minatar",
     "reinforcement/dqn_mountain_car",
+    "reinforcement/ppo_atari",
     "reinforcement/ppo_minatar",
     "reinforcement/rainbow_minatar",
     "reinforcement/sac_pendulum",
