@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from paradigms.core import optimizers
-from paradigms.core.learner import descend, minimise
+from paradigms.core.learner import descend, minimise, norm
 from paradigms.core.metrics import Mean, derive
 
 
@@ -94,6 +94,15 @@ def test_descend_adds_up_all_leaves():
     np.testing.assert_array_equal(moved["b"], [-4.0])
     expected = {"norm/gradient": 10, "norm/parameter": 2, "norm/update": 5}
     assert derive(metrics) == expected
+
+
+def test_the_norm_is_that_of_all_leaves_together():
+    small = {"a": jnp.float32([[3, 4]]), "b": jnp.bfloat16(12)}
+    assert norm(small) == 13 and norm(small).dtype == jnp.float32
+    large = jnp.full((300, 300), 0.28)  # of norm 84
+    np.testing.assert_allclose(norm({**small, "c": large}), 85, rtol=1e-5)
+    np.testing.assert_allclose(norm({"c": large, "d": large}), 84 * np.sqrt(2), rtol=1e-5)
+    assert norm({}) == 0
 
 
 def test_the_optimiser_sees_the_parameters():

@@ -80,6 +80,10 @@ def test_the_summary_says_how_it_was_made(finished):
     values = [run["metrics"]["test/accuracy"] for run in summary["runs"]]
     assert summary["metrics"]["test/accuracy"]["values"] == values
     assert summary["metrics"]["test/accuracy"]["mean"] == pytest.approx(sum(values) / 2)
-    assert len(summary["before"]["validation/accuracy"]) == 2
+    curve = read_metrics(finished)["validation/accuracy"]
+    assert curve.steps.tolist() == [0, 20, 40]
+    assert summary["before"]["validation/accuracy"] == curve.values[:, 0].tolist()
+    area = curve.values @ [0.25, 0.5, 0.25]
+    np.testing.assert_allclose(summary["area_under_curve"]["validation/accuracy"], area)
     for picture in ("curves.png", "confusion.png"):
         assert (finished / picture).read_bytes().startswith(b"\x89PNG")

@@ -138,6 +138,11 @@ def test_the_first_minibatch_meets_the_policy_that_acted():
     np.testing.assert_allclose(metrics["kl"].value(), 0, atol=1e-6)
     np.testing.assert_allclose(metrics["clipped"].value(), 0)
     np.testing.assert_allclose(metrics["entropy"].value(), np.log(2), rtol=1e-5)
+    # Later too, when the actions are no longer all as likely.
+    agent = ppo(TABLE, optax.sgd(1.0), epochs=1, minibatches=1)
+    _, state, metrics = train(agent, worlds.chain(3), 4)
+    assert jnp.ptp(state.params["logits"], axis=1).max() > 0.1
+    np.testing.assert_allclose(metrics["kl"].total / metrics["kl"].count, 0, atol=1e-6)
 
 
 def test_every_epoch_sees_every_step_once():
@@ -146,6 +151,18 @@ def test_every_epoch_sees_every_step_once():
     _, state, metrics = train(agent, worlds.chain(3), 2)
     assert state.opt_state[0].count == 2 * 3 * 4 and state.step == 2
     np.testing.assert_array_equal(metrics["entropy"].count, 3 * 4 * 16)
+
+
+def test_norms_are_of_the_whole_update():
+    """Several minibatches that pull together move further than one of them."""
+    agent = ppo(TABLE, optax.sgd(0.1), epochs=3, minibatches=4, value_weight=5.0)
+    learner, first, _ = train(agent, worlds.chain(3), 1)
+    second, metrics = jax.jit(learner.update)(first, ())
+    moved = optax.tree.norm(jax.tree.map(jnp.subtract, second.params, first.params))
+    before = optax.tree.norm(first.params)
+    np.testing.assert_allclose(metrics["norm/update"].value(), moved, rtol=1e-5)
+    np.testing.assert_allclose(metrics["norm/parameter"].value(), before, rtol=1e-5)
+    assert before > 0 and moved > 0.1 * metrics["norm/gradient"].value()
 
 
 def test_schedules_count_updates():

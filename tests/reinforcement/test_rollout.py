@@ -19,6 +19,7 @@ from paradigms.reinforcement import (
     batched,
     draw_rollout,
     image_of,
+    on_host,
     play,
     record,
 )
@@ -79,6 +80,9 @@ def test_it_is_the_episode_that_play_plays():
     episode = record(agent, env, STATE, key)
     assert finished and episode.terminated and len(episode.score) == length > 1
     np.testing.assert_allclose(episode.score.sum(), returned[0], rtol=1e-5)
+    hosted = record(agent, on_host(env), STATE, key)
+    for on_device, stepped_from_host in zip(episode, hosted, strict=True):
+        np.testing.assert_array_equal(on_device, stepped_from_host)
 
 
 def frames(count=5):
