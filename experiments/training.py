@@ -33,6 +33,8 @@ Judge = Callable[[TrainState, jax.Array], Metrics]
 
 # Long enough for the cost of a dispatch to vanish, short enough for a lively progress bar.
 _UPDATES_PER_CALL = 100
+# To copy so much takes a tenth of the time of a small update, 4 steps and a gradient of MinAtar.
+_BYTES_PER_UPDATE = 2**17
 _UNROLLED_UPDATES_PER_CALL = 4
 _ENOUGH_TO_UNROLL = 200
 
@@ -202,9 +204,7 @@ def open_run(main: Callable[..., Any], config: cli.Options, part: str = "") -> R
 def _train(
     run: Run, config: cli.Options, task: Task, mesh: Any, started: dict[str, Any]
 ) -> dict[str, Any]:
-    fresh = learner = seeded(task.learner, data_axis=task.data_axis)
-    if task.source is not None:
-        learner = seeded(task.learner, data_axis=0)
+    fresh = seeded(task.learner, data_axis=task.data_axis)
     data = jax.tree.map(jnp.asarray, task.data)
     keys = jax.vmap(jax.random.key)(jnp.asarray(config.seeds, jnp.uint32))
     state = task.start(jax.jit(fresh.init)(keys, data))
@@ -221,7 +221,9 @@ def _train(
     interval = math.gcd(config.steps, config.evaluate_every)
     n = 1
     if task.source is None:
-        n = updates_per_call(learner, state, data, interval, config.steps)
+        n = updates_per_call(fresh, state, data, interval, config.steps)
+    data_axis = task.data_axis if task.source is None else 0
+    learner = seeded(repeated(task.learner, n), data_axis=data_axis, metrics_axis=1)
     evaluate_test = task.test()
     evaluate_validation = None if task.validation is None else task.validation()
     evaluation_key = jax.random.key(0)
@@ -241,7 +243,7 @@ def _train(
         if step == 0:
             evaluate(0, {}, state)
         fitted = fit(
-            repeated(learner, n),
+            learner,
             state,
             task.source or (lambda step, n: data),
             steps=config.steps,
@@ -334,12 +336,14 @@ def updates_per_call(
 
     Fusing saves dispatches. Where loops are slow the updates are written out, which the compiler
     takes its time for, so that there are few of them (benchmarks/execution.py has the figures), and
-    one alone where `steps`, of the whole run, are too few to win that time back.
+    one alone where `steps`, of the whole run, are too few to win that time back. Runs that take
+    turns copy their state once a dispatch, so that a large replay memory asks for more.
     """
     if not jit_is_on():
         return 1
     slow = loops_are_slow(learner.update, state, data)
-    most = _UPDATES_PER_CALL
+    bytes_of_a_run = sum(leaf.nbytes // len(leaf) for leaf in jax.tree.leaves(state.memory))
+    most = max(_UPDATES_PER_CALL, min(bytes_of_a_run // _BYTES_PER_UPDATE, 1000))
     if slow:
         most = _UNROLLED_UPDATES_PER_CALL if steps >= _ENOUGH_TO_UNROLL else 1
     return max(n for n in range(1, most + 1) if interval % n == 0)

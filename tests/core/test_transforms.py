@@ -204,11 +204,15 @@ def test_a_set_that_does_not_fit_is_one_line(data, batch_size, words):
 METHODS = ["map", "unroll", "vmap", None]
 
 
+@pytest.mark.parametrize("inside", [True, False], ids=["repeated inside", "repeated outside"])
 @pytest.mark.parametrize("method", METHODS)
-def test_seeded_runs_are_the_runs(method):
+def test_seeded_runs_are_the_runs(method, inside):
     keys = jax.random.split(KEY, 3)
     drawing = resident(line(), 6)
-    together = repeated(seeded(drawing, method=method), 4)
+    if inside:
+        together = seeded(repeated(drawing, 4), method=method, metrics_axis=1)
+    else:
+        together = repeated(seeded(drawing, method=method), 4)
     states = jax.jit(together.init)(keys, DATA)
     states, metrics = jax.jit(together.update)(states, DATA)
     assert metrics["loss"].total.shape == (4, 3)
