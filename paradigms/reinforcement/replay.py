@@ -22,9 +22,12 @@ from paradigms.reinforcement.agent import Trajectory
 
 Memory = Any
 Batch = dict[str, jax.Array]
+Tree = tuple[jax.Array, ...]
 
 # The constant of Schaul et al. 2016, section 3.3: an error of 0 is still revisited.
 _EPSILON = 1e-6
+# Of a node. A wide tree is shallow: on a CPU eight take a third of the time of two, at 100,000.
+_CHILDREN = 8
 _REQUIRED = ("obs", "action", "reward", "terminated", "truncated", "final_obs")
 
 
@@ -86,14 +89,14 @@ class PrioritisedRing(NamedTuple):
 
     Attributes:
       ring: the steps.
-      tree: float32 `[2 * leaves]` with `leaves` a power of two. Node 1 is the root, node `i` has
-        the children `2 * i` and `2 * i + 1` and is their sum, and leaf `leaves + index` is
-        `priority ** alpha`, or 0 where no sample may start.
+      tree: levels float32 `[nodes, 8]`, the lowest first. There row `i` has the transitions
+        `8 * i` to `8 * i + 7`, each `priority ** alpha`, or 0 where no sample may start; on every
+        other level entry `[i, j]` is the sum of row `8 * i + j` below. The last has one row.
       largest: float32 scalar, the largest priority seen, at least 1.
     """
 
     ring: Ring
-    tree: jax.Array
+    tree: Tree
     largest: jax.Array
 
 
@@ -153,10 +156,12 @@ def prioritised_replay(capacity: int, *, n_step: int = 1, alpha: float | jax.Arr
     _check_options("prioritised_replay", capacity, n_step)
 
     def init(example: Trajectory) -> PrioritisedRing:
-        leaves = 1 << (capacity - 1).bit_length()
+        rows = [-(-capacity // _CHILDREN)]
+        while rows[-1] > 1:
+            rows.append(-(-rows[-1] // _CHILDREN))
         return PrioritisedRing(
             ring=_empty(example, capacity, n_step),
-            tree=jnp.zeros(2 * leaves, jnp.float32),
+            tree=tuple(jnp.zeros((n, _CHILDREN), jnp.float32) for n in rows),
             largest=jnp.ones((), jnp.float32),
         )
 
@@ -304,43 +309,45 @@ def _transitions(ring: Ring, index: jax.Array, n_step: int, discount: float | ja
     }
 
 
-def _assign(tree: jax.Array, index: jax.Array, mass: jax.Array) -> jax.Array:
+def _assign(tree: Tree, index: jax.Array, mass: jax.Array) -> Tree:
     """Sets leaves `index[B]` and adds their ancestors up again, which lets no rounding pile up."""
-    leaves = len(tree) // 2
-    node = leaves + index
+    leaves, *above = tree
+    node, child = jnp.divmod(index, _CHILDREN)
     # First zero, then the maximum: the same in whatever order a repeated index is written.
-    tree = tree.at[node].set(0.0).at[node].max(mass)
+    level = leaves.at[node, child].set(0.0).at[node, child].max(mass)
+    levels = [level]
+    for parents in above:
+        total = _take(level, node).sum(-1)
+        node, child = jnp.divmod(node, _CHILDREN)
+        level = parents.at[node, child].set(total)
+        levels.append(level)
+    return tuple(levels)
 
-    def up(_: int, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        tree, node = carry
-        node = node // 2
-        return tree.at[node].set(_take(tree, 2 * node) + _take(tree, 2 * node + 1)), node
 
-    return jax.lax.fori_loop(0, leaves.bit_length() - 1, up, (tree, node))[0]
-
-
-def _descend(tree: jax.Array, key: jax.Array, batch_size: int) -> tuple[jax.Array, jax.Array]:
+def _descend(tree: Tree, key: jax.Array, batch_size: int) -> tuple[jax.Array, jax.Array]:
     """Draws leaves in proportion to their mass, one from each `1 / B` of the total.
 
     Returns:
       Their indices int32 `[B]` and masses float32 `[B]`; leaf 0 where there is no mass at all.
     """
-    leaves = len(tree) // 2
     part = jnp.arange(batch_size) + jax.random.uniform(key, (batch_size,))
-    total = jnp.full(batch_size, tree[1])
-
-    # The mass is carried along, for the index must depend on every reading of the tree: else XLA
-    # cannot tell that they come before the writing of new priorities, and copies the tree.
-    def down(_: int, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        node, rest = carry[:2]
-        left, right = _take(tree, 2 * node), _take(tree, 2 * node + 1)
-        # Rounding can leave more to walk off than there is: a leaf of mass 0 is never entered.
-        turn = (rest >= left) & (right > 0)
-        return 2 * node + turn, jnp.where(turn, rest - left, rest), jnp.where(turn, right, left)
-
-    start = (jnp.ones(batch_size, jnp.int32), part / batch_size * total, total)
-    node, _, mass = jax.lax.fori_loop(0, leaves.bit_length() - 1, down, start)
-    return node - leaves, mass
+    rest = part / batch_size * tree[-1].sum()
+    node, mass = jnp.zeros(batch_size, jnp.int32), rest
+    for level in reversed(tree):
+        masses = _take(level, node)
+        sums = [masses[:, 0]]  # of the children so far; jnp.cumsum takes twice as long
+        for child in range(1, _CHILDREN):
+            sums.append(sums[-1] + masses[:, child])
+        upto = jnp.stack(sums, axis=1)
+        # Rounding can leave more to walk off than there is: a child of mass 0 is never entered.
+        passed = (upto <= rest[:, None]) & (upto < upto[:, -1:])
+        child = passed.sum(1, dtype=jnp.int32)
+        rest = rest - jnp.where(passed, upto, 0.0).max(1)
+        node = node * _CHILDREN + child
+        # Taken from what was read already: were the tree read again, XLA could not tell that this
+        # comes before the writing of new priorities, and would copy the tree.
+        mass = jnp.take_along_axis(masses, child[:, None], axis=1)[:, 0]
+    return node, mass
 
 
 def _take(array: jax.Array, *index: jax.Array) -> jax.Array:
