@@ -336,8 +336,8 @@ def _descend(tree: Tree, key: jax.Array, batch_size: int) -> tuple[jax.Array, ja
     for level in reversed(tree):
         masses = _take(level, node)
         sums = [masses[:, 0]]  # of the children so far; jnp.cumsum takes twice as long
-        for child in range(1, _CHILDREN):
-            sums.append(sums[-1] + masses[:, child])
+        for i in range(1, _CHILDREN):
+            sums.append(sums[-1] + masses[:, i])
         upto = jnp.stack(sums, axis=1)
         # Rounding can leave more to walk off than there is: a child of mass 0 is never entered.
         passed = (upto <= rest[:, None]) & (upto < upto[:, -1:])
