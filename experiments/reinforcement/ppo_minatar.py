@@ -1,7 +1,7 @@
 """PPO plays MinAtar: 10 million environment steps of one game.
 
 Published after as many steps, greedy, without sticky actions: Breakout 28, Space Invaders 131,
-Asterix 15, Freeway 58 (gymnax, one agent each). Ours is the interquartile mean over the seeds of
+Asterix 15, Freeway 58 (gymnax, one agent each). Ours is the mean over the seeds of
 the return of 100 whole greedy episodes after the last update, in worlds of their own. Of the three
 protocols in use this is gymnax's: minimal actions, none sticky, 1,000 steps to an episode.
 
@@ -17,7 +17,6 @@ from nets.net import Net
 
 PUBLISHED = {
     "metric": "test/return",
-    "statistic": "iqm",
     "value": 28.0,
     "source": "gymnax, Breakout",
     "variants": {

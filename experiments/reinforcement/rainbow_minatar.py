@@ -3,7 +3,7 @@
 Hessel et al. 2018 (arXiv:1710.02298) put six remedies on DQN: `--no-double`, `--no-duelling`,
 `--no-prioritised`, `--n-step 1`, `--no-distributional` and `--no-noisy` take one away each, and
 without all of them this is `dqn_minatar`, whose return at the same budget it must reach. Ours is
-the interquartile mean over the seeds of the return of 100 whole greedy episodes after the last
+the mean over the seeds of the return of 100 whole greedy episodes after the last
 update, in worlds of their own, by gymnax's protocol: minimal actions, none sticky, 1,000 steps to
 an episode.
 
@@ -22,7 +22,6 @@ from paradigms.reinforcement import prioritised_replay, uniform_replay
 
 PUBLISHED = {
     "metric": "test/return",
-    "statistic": "iqm",
     "value": 10.0,
     "source": "DQN, Young & Tian 2019, Breakout, 5M frames",
 }
