@@ -2,9 +2,9 @@
 
 The network, memory and schedule of Young & Tian 2019 (arXiv:1903.03176), with Adam and a gradient
 step every fourth frame. Published after five million frames, with sticky actions, while training:
-Breakout 10. `rainbow_minatar` has the same budget. Ours is the mean over the seeds of
-the return of 100 whole greedy episodes after the last update, in worlds of their own, by gymnax's
-protocol: minimal actions, none sticky, 1,000 steps to an episode.
+Breakout 10. `rainbow_minatar` has the same budget. Ours is the mean over the seeds of the return of
+100 whole greedy episodes after the last update, in worlds of their own, by gymnax's protocol:
+minimal actions, none sticky, 1,000 steps to an episode.
 
   python -m experiments.reinforcement.dqn_minatar --seeds 0 1 2      a quarter of an hour on two CPU cores
 """

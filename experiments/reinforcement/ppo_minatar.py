@@ -1,9 +1,9 @@
 """PPO plays MinAtar: 10 million environment steps of one game.
 
 Published after as many steps, greedy, without sticky actions: Breakout 28, Space Invaders 131,
-Asterix 15, Freeway 58 (gymnax, one agent each). Ours is the mean over the seeds of
-the return of 100 whole greedy episodes after the last update, in worlds of their own. Of the three
-protocols in use this is gymnax's: minimal actions, none sticky, 1,000 steps to an episode.
+Asterix 15, Freeway 58 (gymnax, one agent each). Ours is the mean over the seeds of the return of
+100 whole greedy episodes after the last update, in worlds of their own. Of the three protocols in
+use this is gymnax's: minimal actions, none sticky, 1,000 steps to an episode.
 
   python -m experiments.reinforcement.ppo_minatar --seeds 0 1 2      hours on two CPU cores
   python -m experiments.reinforcement.ppo_minatar --game space_invaders      10 seeds
