@@ -29,10 +29,11 @@ class Claim(NamedTuple):
       title: what it is, in one line.
       result: the folder under `experiments/results` that backs ours.
       metric: the name of both numbers in `summary.json`.
-      value: the published one; a higher one is better.
+      value: the published one.
       source: who published it.
       summary: of our run, or None before one is published.
       statistic: of ours over the runs, "mean" or "iqm", the interquartile mean.
+      better: which numbers are, "higher" or "lower".
     """
 
     experiment: str
@@ -43,6 +44,7 @@ class Claim(NamedTuple):
     source: str
     summary: dict[str, Any] | None
     statistic: str = "mean"
+    better: str = "higher"
 
     @property
     def ours(self) -> tuple[float, list[float] | None] | None:
@@ -56,7 +58,9 @@ class Claim(NamedTuple):
     @property
     def missed(self) -> bool:
         """Whether ours falls short of the published number."""
-        return self.ours is not None and self.ours[0] < self.value
+        if self.ours is None:
+            return False
+        return self.ours[0] > self.value if self.better == "lower" else self.ours[0] < self.value
 
 
 def names() -> list[str]:

@@ -1,7 +1,7 @@
-"""Pictures of a run for its directory: curves and confusion matrices."""
+"""Pictures of a run for its directory: curves, confusion matrices, tables of images, points."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ _STAGE_COLOURS = {
 }
 _LOG_SCALE = ("loss", "nll", "norm", "perplexity")
 _MOST_POINTS = 200
+_SHORTEST_SIDE = 56  # pixels of an image in a table
+_GAP = 2
 
 
 def draw_curves(metrics: Mapping[str, Curve], path: Path) -> None:
@@ -149,6 +151,61 @@ def draw_confusion(matrix: np.ndarray, class_names: Sequence[str], path: Path) -
     _save_figure(figure, path)
 
 
+def draw_images(images: np.ndarray, path: Path) -> None:
+    """Draws a table of small images, magnified by a whole number.
+
+    Without matplotlib nothing is drawn, and a line in the log says so.
+
+    Args:
+      images: `[rows, columns, H, W, C]` with C 1 or 3, uint8 or floating point in [0, 1].
+      path: of the PNG file.
+
+    Raises:
+      InputError: the images are not of that form, or the file cannot be written.
+    """
+    images = np.asarray(images)
+    if images.ndim != 5 or images.shape[-1] not in (1, 3) or 0 in images.shape:
+        raise InputError(
+            f"draw_images: expected [rows, columns, H, W, 1 or 3], got shape {images.shape}"
+        )
+    if images.dtype != np.uint8:
+        images = np.rint(255 * np.clip(images, 0, 1)).astype(np.uint8)
+    factor = max(1, -(-_SHORTEST_SIDE // min(images.shape[2:4])))
+    images = images.repeat(factor, 2).repeat(factor, 3).repeat(4 - images.shape[-1], 4)[..., :3]
+    framed = np.pad(images, ((0, 0), (0, 0), (0, _GAP), (0, _GAP), (0, 0)), constant_values=255)
+    rows, columns, height, width, _ = framed.shape
+    table = framed.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, 3)
+    _save_pixels(table[:-_GAP, :-_GAP], path)
+
+
+def draw_points(points: Mapping[str, np.ndarray], path: Path) -> None:
+    """Draws sets of points in the plane, the first lightly, as the ground of the others.
+
+    Without matplotlib nothing is drawn, and a line in the log says so.
+
+    Args:
+      points: by name, `[N, 2]`.
+      path: of the PNG file.
+
+    Raises:
+      InputError: the points are not in the plane, or the file cannot be written.
+    """
+    if wrong := {k: np.shape(v) for k, v in points.items() if np.shape(v)[1:] != (2,)}:
+        raise InputError(f"draw_points: expected arrays [N, 2], got shapes {wrong}")
+    figure = _figure((5.0, 5.0), "points")
+    if figure is None:
+        return
+    axes = figure.add_subplot(aspect="equal")
+    colours = ["#bbbbbb", "#4477aa", "#ee7733", "#aa3377"]
+    for i, (name, places) in enumerate(points.items()):
+        x, y = np.asarray(places).T
+        axes.scatter(x, y, s=3, color=colours[i % 4], linewidths=0, label=f"{name}, {len(x):,}")
+    axes.legend(loc="upper right", fontsize=8, frameon=False, markerscale=3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8, color="#999999")
+    _save_figure(figure, path)
+
+
 def _figure(size: tuple[float, float], what: str) -> Any:
     """An empty figure outside pyplot, which would keep it alive and may want a screen."""
     try:
@@ -160,9 +217,22 @@ def _figure(size: tuple[float, float], what: str) -> Any:
 
 
 def _save_figure(figure: Any, path: Path) -> None:
+    _replace(path, lambda writing: figure.savefig(writing, format="png"))
+
+
+def _save_pixels(pixels: np.ndarray, path: Path) -> None:
+    try:
+        from matplotlib.image import imsave
+    except ImportError:
+        logging.getLogger(__name__).warning("the images are not drawn: matplotlib is missing")
+        return
+    _replace(path, lambda writing: imsave(writing, pixels, format="png"))
+
+
+def _replace(path: Path, write: Callable[[Path], None]) -> None:
     writing = path.with_name(path.name + WRITING)
     with explained(f"cannot write {path}"):
-        figure.savefig(writing, format="png")
+        write(writing)
         writing.replace(path)
 
 

@@ -10,6 +10,7 @@ from paradigms.data.arrays import from_arrays as from_arrays
 from paradigms.data.arrays import padded_batches as padded_batches
 from paradigms.data.arrays import split as split
 from paradigms.data.folder import from_folder as from_folder
+from paradigms.data.sets import binarized_mnist as binarized_mnist
 from paradigms.data.sets import digits as digits
 from paradigms.data.sets import load as load
 from paradigms.data.sets import prepare as prepare

@@ -1,4 +1,4 @@
-"""Data sets by name: `load` for those of tensorflow-datasets, `digits` for the embedded one."""
+"""Data sets by name: `load` for those of tensorflow-datasets, and those that are read otherwise."""
 
 import os
 import re
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from paradigms.core.errors import InputError, MissingExtraError
-from paradigms.data import cache, official, prepared
+from paradigms.data import binarized, cache, official, prepared
 from paradigms.data.cache import Data
 
 _NAME = re.compile(r"[a-z]\w*(/\w[\w.\-]*)?", re.ASCII)
@@ -102,6 +102,28 @@ def prepare(
             raise InputError(f"{raw} lacks official files of {name}: put there {wanted}")
         splits[split] = official.decode(name, split, files)
     return prepared.write(name, splits, cache.home(folder, name))
+
+
+def binarized_mnist(split: str, data_dir: str | os.PathLike[str] | None = None) -> Data:
+    """MNIST binarised once for all (Salakhutdinov & Murray 2008; files by Larochelle), unlabelled.
+
+    Args:
+      split: "train" (50,000 images), "valid" (10,000) or "test" (10,000).
+      data_dir: folder of data sets, by default as in `load`; its folder `binarized_mnist` holds the
+        text files `binarized_mnist_train.amat` and so on, or `binarized_mnist.npz`.
+
+    Returns:
+      `image`, uint8 [N, 28, 28, 1], each value 0 or 255.
+
+    Raises:
+      InputError: unknown split, nothing on disk, or damaged files.
+    """
+    if split not in binarized.SPLITS:
+        raise InputError(
+            f"binarized_mnist has no split '{split}': choose {', '.join(binarized.SPLITS)}"
+        )
+    bits = binarized.read(_data_dir(data_dir) / binarized.NAME, split)
+    return {"image": 255 * bits.reshape(-1, 28, 28, 1)}
 
 
 def digits(split: str, seed: int = 0) -> Data:

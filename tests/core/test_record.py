@@ -16,7 +16,7 @@ import pytest
 
 from paradigms.core import pictures, record
 from paradigms.core.errors import InputError
-from paradigms.core.pictures import draw_confusion, draw_curves
+from paradigms.core.pictures import draw_confusion, draw_curves, draw_images, draw_points
 from paradigms.core.record import (
     Curve,
     Run,
@@ -451,6 +451,43 @@ def test_confusion_matrix_is_drawn(tmp_path, classes):
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(InputError, match="a confusion matrix of 3 classes has shape"):
         draw_confusion(matrix, ["a", "b", "c"], tmp_path / "d.png")
+
+
+def test_a_table_of_images_shows_their_pixels(tmp_path):
+    image = pytest.importorskip("matplotlib.image")
+    grey = np.zeros((2, 3, 28, 30, 1), np.uint8)
+    grey[1, 2, 5, 7] = 51
+    for name, given in (("bytes", grey), ("shares", grey / 255)):
+        draw_images(given, tmp_path / f"{name}.png")
+        table = np.rint(255 * image.imread(tmp_path / f"{name}.png"))[..., :3]
+        # Twice as large, with white gaps of two pixels between and none around.
+        assert table.shape == (2 * 56 + 2, 3 * 60 + 4, 3)
+        assert (table[56:58] == 255).all() and (table[:, 60:62] == 255).all()
+        rows, columns = np.nonzero(table[..., 0] == 51)
+        assert set(rows) == {58 + 10, 58 + 11} and set(columns) == {124 + 14, 124 + 15}
+    colours = np.zeros((1, 1, 60, 60, 3), np.uint8)
+    colours[..., 1] = 9
+    draw_images(colours, tmp_path / "colours.png")
+    table = np.rint(255 * image.imread(tmp_path / "colours.png"))[..., :3]
+    np.testing.assert_array_equal(table, colours[0, 0])
+    with pytest.raises(InputError, match=r"expected \[rows, columns, H, W, 1 or 3\]"):
+        draw_images(grey[0], tmp_path / "d.png")
+
+
+def test_points_are_drawn_by_name(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    drawn = []
+    monkeypatch.setattr(pictures, "_save_figure", lambda figure, path: drawn.append(figure))
+    points = {"data": np.zeros((5, 2)), "samples": np.ones((1200, 2))}
+    draw_points(points, tmp_path / "points.png")
+    (axes,) = drawn[0].axes
+    places = [collection.get_offsets() for collection in axes.collections]
+    for place, expected in zip(places, points.values(), strict=True):
+        np.testing.assert_array_equal(place, expected)
+    labels = [text.get_text() for text in axes.get_legend().texts]
+    assert labels == ["data, 5", "samples, 1,200"]
+    with pytest.raises(InputError, match=r"expected arrays \[N, 2\]"):
+        draw_points({"data": np.zeros((5, 3))}, tmp_path / "points.png")
 
 
 def test_shares_are_rounded_so_that_errors_do_not_vanish():

@@ -106,6 +106,14 @@ def test_a_claim_may_be_of_the_interquartile_mean(run, results):
     assert "test/return, iqm" in line and "496 (494 to 499)" in line
 
 
+def test_a_claim_may_be_the_better_for_being_lower():
+    claim = catalogue.claims("supervised/digits_mlp")[0]
+    for better, missed in (("higher", [True, False, False]), ("lower", [False, False, True])):
+        summaries = [{"metrics": {claim.metric: {"mean": m, "interval": None}}} for m in (1, 2, 3)]
+        claims = [claim._replace(value=2, better=better, summary=s) for s in summaries]
+        assert [claim.missed for claim in claims] == missed
+
+
 def test_the_list_on_a_terminal(run, results, monkeypatch):
     monkeypatch.setattr(report.sys.stdout, "isatty", lambda: True, raising=False)
     status, shown, _ = run()
