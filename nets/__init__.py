@@ -19,6 +19,7 @@ from nets.net import (
     ensemble,
     from_linen,
     from_nnx,
+    postprocess,
     preprocess,
     with_precision,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "minatar_cnn",
     "mlp",
     "nature_cnn",
+    "postprocess",
     "preprocess",
     "q_network",
     "recurrent_actor_critic",

@@ -268,6 +268,21 @@ def preprocess(net: Net, function: Callable[[Any], Any]) -> Net:
     return Net(init, apply)
 
 
+def postprocess(net: Net, function: Callable[[Any], Any]) -> Net:
+    """A net that gives `function(output)`, for instance images where a dense layer gives vectors.
+
+    Args:
+      net: the net in front.
+      function: deterministic.
+    """
+
+    def apply(params: PyTree, model_state: PyTree, *inputs: Any, **options: Any) -> Any:
+        output, model_state = net.apply(params, model_state, *inputs, **options)
+        return function(output), model_state
+
+    return Net(net.init, apply)
+
+
 def with_precision(net: Net, policy: Precision) -> Net:
     """Chooses the dtype of the arithmetic, not of what is kept.
 

@@ -207,6 +207,18 @@ def dot_dtypes(function, *inputs):
     return found
 
 
+def test_postprocess_changes_the_output_and_nothing_else():
+    inner = nets.mlp((4,), 6, norm="batch", dropout=0.5)
+    net = nets.postprocess(inner, lambda y: -y.reshape(-1, 2, 3))
+    weights = net.init(KEY, jnp.ones((5, 3)))
+    jax.tree.map(np.testing.assert_array_equal, weights, inner.init(KEY, jnp.ones((5, 3))))
+    x = jax.random.normal(KEY, (5, 3))
+    output, model_state = net.apply(*weights, x, key=KEY, train=True)
+    expected, expected_state = inner.apply(*weights, x, key=KEY, train=True)
+    np.testing.assert_array_equal(output, -expected.reshape(5, 2, 3))
+    jax.tree.map(np.testing.assert_array_equal, model_state, expected_state)
+
+
 @pytest.mark.parametrize("order", ["precision outside", "preprocess outside"])
 def test_bfloat16_policy(order):
     inner = nets.cnn(3, features=(8,), norm="batch", dense=(8,))
