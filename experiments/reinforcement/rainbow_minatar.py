@@ -4,9 +4,10 @@ Hessel et al. 2018 (arXiv:1710.02298) put six remedies on DQN: `--no-double`, `-
 `--no-prioritised`, `--n-step 1`, `--no-distributional` and `--no-noisy` take one away each, and
 without all of them this is `dqn_minatar`, whose return at the same budget it must reach. Ours is
 the mean over the seeds of the return of 100 whole greedy episodes after the last update, in worlds
-of their own, by gymnax's protocol: minimal actions, none sticky, 1,000 steps to an episode.
+of their own, by gymnax's protocol: minimal actions, none sticky, 1,000 steps to an episode. Returns
+from -10 to 10 are told apart; from -100 to 100 other seeds learnt half as fast.
 
-  python -m experiments.reinforcement.rainbow_minatar --seeds 0 1 2      hours on two CPU cores
+  python -m experiments.reinforcement.rainbow_minatar --seeds 0 1 2      an hour on two CPU cores
 """
 
 from dataclasses import dataclass
@@ -58,18 +59,13 @@ class Config(agents.Dqn):
     n_step: int = 3
     distributional: bool = True
     noisy: bool = True
-    highest_return: float = 100.0
-    """Where the distribution ends; it begins at minus as much."""
+    highest_return: float = 10.0
+    """Where the distribution ends, with discounted returns; it begins at minus as much."""
 
     def rehearsal(self) -> "Config":
-        """Eight thousand frames, larger steps, and a support for small returns."""
+        """Eight thousand frames, and larger steps."""
         return self.shortened(
-            steps=2000,
-            evaluate_every=1000,
-            capacity=20_000,
-            warm_up=1000,
-            learning_rate=1e-3,
-            highest_return=10.0,
+            steps=2000, evaluate_every=1000, capacity=20_000, warm_up=1000, learning_rate=1e-3
         )
 
 
