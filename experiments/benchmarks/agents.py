@@ -3,6 +3,8 @@
   ppo     CartPole-v1, 4 environments x 128 steps, 4 epochs, 4 minibatches, tanh 64x2
   dqn     CartPole-v1, 1 environment, a gradient step on 128 transitions every 10 steps, 120-84
   replay  one draw of 128 transitions and one write of 10 steps, with 10,000 to 1,000,000 slots
+  evaluation_share
+          of the time of `ppo_cartpole` and of `dqn_cartpole` what its evaluations take, at the most
 
 The loops by hand do the same updates on the same networks with the same optimiser and nothing else:
 no metrics, no episode returns, no schedule but the one there is. Rounds are interleaved, so that a
@@ -20,6 +22,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -28,10 +31,14 @@ import numpy as np
 import optax
 
 import nets
+from experiments import agents
+from experiments.reinforcement import dqn_cartpole, ppo_cartpole
 from paradigms.core import optimizers
 from paradigms.core.record import environment
 from paradigms.core.transforms import repeated
 from paradigms.reinforcement import (
+    Agent,
+    Timestep,
     dqn,
     from_gymnax,
     interact,
@@ -44,13 +51,14 @@ UPDATES = {"ppo": 100, "dqn": 2000}
 STEPS = {"ppo": 512, "dqn": 10}
 REPEATS = 10_000
 SLOTS = (10_000, 100_000, 1_000_000)
+Part = Literal["ppo", "dqn", "replay", "evaluation_share"]
 
 
 @dataclass(frozen=True)
 class Config:
     """Options of the benchmark."""
 
-    parts: tuple[Literal["ppo", "dqn", "replay"], ...] = ("ppo", "dqn", "replay")
+    parts: tuple[Part, ...] = ("ppo", "dqn", "replay", "evaluation_share")
     """What to measure."""
     rounds: int = 15
     """Interleaved rounds, after one that is not counted."""
@@ -337,7 +345,46 @@ def replay_programs() -> dict[str, Program]:
     return programs
 
 
+# Evaluation ---------------------------------------------------------------------------------------
+
+
+def evaluation_programs(experiment: ModuleType, make: Callable[..., Agent]) -> dict[str, Program]:
+    """The updates from one evaluation to the next, and one evaluation of the longest kind."""
+    config = experiment.Config()
+    agent, env = make(config, experiment.network(config)), from_gymnax("CartPole-v1")
+
+    def unending(key: jax.Array, world: Any, action: jax.Array) -> tuple[Any, Timestep]:
+        world, timestep = env.step(key, world, action)
+        no = jnp.zeros_like(timestep.terminated)
+        return world, timestep._replace(terminated=no, truncated=no)
+
+    sizes = {"num_envs": config.num_envs, "num_steps": config.num_steps}
+    learner = interact(agent, env, **sizes)
+    updates = repeated(learner, config.evaluate_every)
+    # An untrained agent is judged at once: it falls. A good one plays 500 steps in each episode.
+    judged = interact(agent, env._replace(step=unending), **sizes, max_episode_steps=500)
+    start = learner.init(jax.random.key(0), ())
+    return {
+        "updates": compiled(lambda state: updates.update(state, ()), start),
+        "evaluation": compiled(lambda state: judged.evaluate(state, (), state.key), start),
+    }
+
+
 # ----------------------------------------------------------------------------------------------
+
+
+def evaluation_shares(rounds: int) -> dict[str, Any]:
+    """Seconds between two evaluations and of one, and its share of both together."""
+    shares = {}
+    for experiment, make in ((ppo_cartpole, agents.ppo), (dqn_cartpole, agents.dqn)):
+        seconds = timed(evaluation_programs(experiment, make), rounds)
+        updates, evaluation = (np.asarray(seconds[k]) for k in ("updates", "evaluation"))
+        shares[experiment.__name__.rpartition(".")[2]] = {
+            "updates_seconds": float(np.median(updates)),
+            "evaluation_seconds": float(np.median(evaluation)),
+            "share": float(np.median(evaluation / (updates + evaluation))),
+        }
+    return shares
 
 
 def compare(name: Literal["ppo", "dqn"], rounds: int) -> dict[str, Any]:
@@ -373,9 +420,12 @@ def main(config: Config, argv: Sequence[str]) -> None:
     """Measures, writes the figures and prints them."""
     results: dict[str, Any] = {"rounds": config.rounds}
     for part in config.parts:
-        results[part] = (
-            replay_costs(config.rounds) if part == "replay" else compare(part, config.rounds)
-        )
+        if part == "replay":
+            results[part] = replay_costs(config.rounds)
+        elif part == "evaluation_share":
+            results[part] = evaluation_shares(config.rounds)
+        else:
+            results[part] = compare(part, config.rounds)
         print(part, json.dumps(results[part], indent=2), flush=True)
     results["command"] = shlex.join(["python", "-m", "experiments.benchmarks.agents", *argv])
     results["environment"] = environment()

@@ -4,8 +4,7 @@ Hessel et al. 2018 (arXiv:1710.02298) put six remedies on DQN: `--no-double`, `-
 `--no-prioritised`, `--n-step 1`, `--no-distributional` and `--no-noisy` take one away each, and
 without all of them this is `dqn_minatar`, whose return at the same budget it must reach. Ours is
 the mean over the seeds of the return of 100 whole greedy episodes after the last update, in worlds
-of their own, by gymnax's protocol: minimal actions, none sticky, 1,000 steps to an episode. Returns
-from -10 to 10 are told apart; from -100 to 100 other seeds learnt half as fast.
+of their own, by gymnax's protocol: minimal actions, none sticky, 1,000 steps to an episode.
 
   python -m experiments.reinforcement.rainbow_minatar --seeds 0 1 2      an hour on two CPU cores
 """

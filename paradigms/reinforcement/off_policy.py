@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from paradigms.core import metrics as metrics_lib
 from paradigms.core.errors import InputError
 from paradigms.core.learner import Batch, Metrics
+from paradigms.core.mesh import constrain_batch
 from paradigms.core.state import TrainState
 from paradigms.reinforcement.agent import Trajectory
 from paradigms.reinforcement.replay import Replay
@@ -40,7 +41,7 @@ def practise(
       learn: may change everything in the state but its `memory`.
       replay: where transitions are kept.
       discount: of rewards, gamma.
-      batch_size: transitions of one gradient update.
+      batch_size: transitions of one gradient update. On a mesh they are divided over the data axes.
       warm_up: environment steps before the first gradient update.
       train_every: environment steps to a gradient update. Below `T * N` an update of the learner
         has several; above it some have none, which costs as much, so make trajectories longer.
@@ -62,7 +63,7 @@ def practise(
     def one(state: TrainState, xs: tuple[jax.Array, ...]) -> tuple[TrainState, Metrics]:
         key, number, fires = xs
         draw_key, learn_key = jax.random.split(key)
-        batch = replay.sample(state.memory, draw_key, batch_size, discount)
+        batch = constrain_batch(replay.sample(state.memory, draw_key, batch_size, discount))
         memory, old = state.memory, state.replace(memory=())
         new, metrics, priority = learn(old, batch, learn_key, number)
         if priority is not None:

@@ -10,6 +10,7 @@ from nets.net import Net
 from paradigms.core import metrics as metrics_lib
 from paradigms.core.errors import InputError
 from paradigms.core.learner import Batch, Learner, Loss, Metrics, descend, norm
+from paradigms.core.mesh import constrain_batch
 from paradigms.core.metrics import Mean
 from paradigms.core.optimizers import Scalar, Scheduled, current
 from paradigms.core.state import PyTree, TrainState
@@ -127,7 +128,8 @@ def in_minibatches(
 
     Args:
       state: where to start; its `step` does not move.
-      examples: arrays `[M, ...]`, where M divides into the minibatches.
+      examples: arrays `[M, ...]`, where M divides into the minibatches. On a mesh each minibatch is
+        divided over the data axes.
       loss: of one minibatch.
       optimizer: of the parameters.
       epochs: passes over the examples.
@@ -139,7 +141,7 @@ def in_minibatches(
     """
 
     def one(state: TrainState, index: jax.Array) -> tuple[TrainState, Metrics]:
-        batch = jax.tree.map(lambda leaf: leaf[index], examples)
+        batch = constrain_batch(jax.tree.map(lambda leaf: leaf[index], examples))
         grads, (metrics, model_state) = jax.grad(loss, has_aux=True)(state.params, state, batch)
         params, opt_state, norms = descend(optimizer, grads, state.opt_state, state.params)
         state = state.replace(params=params, opt_state=opt_state, model_state=model_state)

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the worlds that tests share
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import jax
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import worlds
 from jax.sharding import PartitionSpec as P
 
 import nets
@@ -18,6 +20,17 @@ from paradigms.core.errors import InputError
 from paradigms.core.loop import Every, fit
 from paradigms.core.state import TrainState
 from paradigms.core.transforms import chunked, repeated, resident, seeded
+from paradigms.reinforcement import (
+    dqn,
+    interact,
+    normalise_observations,
+    normalise_rewards,
+    ppo,
+    repeat_actions,
+    stack_frames,
+    time_limit,
+    uniform_replay,
+)
 from paradigms.supervised import classifier
 
 BATCH, WIDTH = 64, 128
@@ -288,6 +301,58 @@ def batches_from_the_host_divide_their_work():
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
 
 
+def agents_divide_their_worlds_and_their_learning():
+    # Compiling is all that this costs.
+    jax.config.update("jax_disable_most_optimizations", True)
+    eight = mesh.make_mesh("data=4,fsdp=2")
+    plain = worlds.chain(3)
+    # With what all wrappers keep, of each world and of all of them together. Some episodes end in
+    # the middle of an action, of themselves or cut short.
+    wrapped = stack_frames(repeat_actions(time_limit(plain, 7), 2), 2)
+    wrapped = normalise_rewards(normalise_observations(wrapped), worlds.DISCOUNT)
+
+    def proximal(num_envs=16, minibatches=2):
+        agent = ppo(nets.actor_critic((WIDTH,), 2), OPTIMIZER, epochs=2, minibatches=minibatches)
+        return interact(agent, wrapped, num_envs=num_envs, num_steps=4)
+
+    def replaying(batch_size=64):
+        net, replay = nets.q_network((WIDTH,), 2), uniform_replay(256)
+        often = {"epsilon": 0.5, "warm_up": 0, "train_every": 32}
+        agent = dqn(net, OPTIMIZER, replay, batch_size=batch_size, **often)
+        return interact(agent, plain, num_envs=16, num_steps=4)
+
+    def part(leaf):
+        return leaf.addressable_shards[0].data.shape
+
+    for living in (proximal(), replaying()):
+        learner = repeated(living, 3)
+        state = jax.jit(learner.init)(jax.random.key(0), ())
+        alone = compiled(learner.update, state, ())
+        expected, means = alone(state, ())
+        assert means["episode/length"].count.sum() > 0
+        with jax.set_mesh(eight):
+            placed = mesh.shard_state(state, eight)
+            shared = compiled(learner.update, placed, ())
+            found, same_means = shared(placed, ())
+        # Every device does what is left: the advantages, the optimiser, the draws of the replay.
+        assert 6 < flops(alone) / flops(shared) <= 8, flops(alone) / flops(shared)
+        close((found.params, found.world), (expected.params, expected.world))
+        close(*({k: m.value() for k, m in each.items()} for each in (same_means, means)))
+        # A device has two environments with all that is kept of them, and all statistics.
+        for leaf in jax.tree.leaves(found.world):
+            assert part(leaf) == ((2, *leaf.shape[1:]) if leaf.shape[:1] == (16,) else leaf.shape)
+
+    for size, living in (
+        (12, proximal(num_envs=12)),
+        (4, proximal(minibatches=16)),
+        (60, replaying(batch_size=60)),
+    ):
+        words = f"a batch of {size} does not divide over the 8 devices"
+        with jax.set_mesh(eight), pytest.raises(InputError, match=words):
+            jax.eval_shape(living.update, jax.eval_shape(living.init, jax.random.key(0), ()), ())
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 if __name__ == "__main__":
     assert jax.device_count() == 8
     assert len(mesh.make_mesh("data=2").devices) == 2
@@ -300,6 +365,7 @@ if __name__ == "__main__":
         the_second_step_compiles_nothing,
         a_resident_network_divides_its_work,
         batches_from_the_host_divide_their_work,
+        agents_divide_their_worlds_and_their_learning,
     ):
         check()
         print(check.__name__, "passed")

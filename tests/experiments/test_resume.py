@@ -75,6 +75,7 @@ def test_the_summary_says_how_it_was_made(finished):
     start = "python -m experiments.supervised.digits_mlp --steps 40 --evaluate-every 20"
     assert summary["command"].startswith(start)
     assert summary["steps"] == 40
+    assert "worlds_begun_anew_at" not in summary  # which only worlds on the host do
     assert [run["seed"] for run in summary["runs"]] == [0, 1]
     assert set(summary["environment"]) >= {"jax", "commit", "device", "python"}
     values = [run["metrics"]["test/accuracy"] for run in summary["runs"]]
