@@ -28,7 +28,7 @@ class Config(agents.Ppo):
 
     steps: int = 976
     """Updates, of 512 environment steps each by default."""
-    evaluate_every: int = 61
+    evaluate_every: int = 122
     width: int = 64
     """Of both hidden layers, of the policy and of the value."""
 

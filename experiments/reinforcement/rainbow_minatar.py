@@ -16,6 +16,7 @@ import optax
 
 import nets
 from experiments import agents, cli
+from experiments.reinforcement import dqn_minatar
 from nets.net import Net
 from paradigms.reinforcement import prioritised_replay, uniform_replay
 
@@ -29,29 +30,12 @@ ATOMS = 51
 
 
 @dataclass(frozen=True)
-class Config(agents.Dqn):
-    """Options of this experiment."""
+class Config(dqn_minatar.Config):
+    """Options of this experiment, on top of those of DQN: so both have the same budget.
 
-    steps: int = 250_000
-    """Updates, of 4 frames each by default."""
-    evaluate_every: int = 12_500
-    game: agents.Game = "breakout"
-    num_steps: int = 4
-    """Steps of each environment in one update."""
-    train_every: int = 4
-    """Frames to a gradient step."""
-    learning_rate: float = 2.5e-4
-    capacity: int = 100_000
-    """Transitions in the replay memory."""
-    batch_size: int = 32
-    warm_up: int = 5000
-    """Frames before the first gradient step."""
-    target_every: int = 4000
-    """Frames from one copy of the target net to the next."""
-    epsilon: float = 0.05
-    """Fraction of random actions, at the end; only without noisy layers."""
-    exploration: float = 0.1
-    """Fraction of the frames in which it falls from 1."""
+    Noisy layers explore by themselves; `epsilon` and `exploration` matter without them.
+    """
+
     double: bool = True
     duelling: bool = True
     prioritised: bool = True
