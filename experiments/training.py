@@ -390,7 +390,8 @@ def _last_good(checkpoints: Checkpoints) -> str:
 
 def _save_net(directory: Path, task: Task, state: TrainState) -> None:
     """Keeps the weights that evaluation used, for `experiments.load`."""
-    Checkpoints(directory / "net", keep=1).save(int(state.step[0]), task.weights(state))
+    step = int(np.asarray(state.step).flat[0])  # a sweep adds an axis
+    Checkpoints(directory / "net", keep=1).save(step, task.weights(state))
 
 
 def _before(run: Run) -> dict[str, list[float | None]]:

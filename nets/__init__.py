@@ -1,7 +1,9 @@
 """Architectures, each behind a `Net`: two pure functions, `init` and `apply`."""
 
 from nets.airbench import airbench, whitening_kernel
+from nets.autoencoder import conv_decoder, conv_encoder
 from nets.cnn import cnn
+from nets.dcgan import dcgan_critic, dcgan_generator
 from nets.heads import (
     actor_critic,
     critic,
@@ -34,8 +36,12 @@ __all__ = [
     "airbench",
     "chain",
     "cnn",
+    "conv_decoder",
+    "conv_encoder",
     "count_parameters",
     "critic",
+    "dcgan_critic",
+    "dcgan_generator",
     "deterministic_actor",
     "ensemble",
     "from_linen",

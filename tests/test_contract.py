@@ -39,6 +39,7 @@ from paradigms.reinforcement import (
     td3,
 )
 from paradigms.supervised import classifier, regressor
+from paradigms.unsupervised import autoencoder, gan, iwae, masking_noise, vae, vq_vae
 
 SEEDS = 2
 STEPS = 5
@@ -81,7 +82,15 @@ CONV_NET = nets.cnn(7, features=(2,), dense=(), norm="batch")
 IMAGES = {"image": numbers(6, 4, 4, 1), "label": jnp.arange(6)}
 LABELLED = {"x": numbers(6, 4), "label": jnp.arange(6)}
 TARGETS = {"x": numbers(6, 4), "target": numbers(6, 7)}
+INPUTS = {"x": numbers(6, 4)}
 STACKED = {"x": numbers(3, 6, 4), "target": numbers(3, 6, 7)}
+
+
+# Encoder and decoder: codes of three numbers, or means and log-variances of three latents.
+DECODER = nets.mlp((8,), 4, norm="batch")
+CODER = nets.mlp((8,), 3, norm="batch", dropout=0.2), DECODER
+LATENT_CODER = nets.mlp((8,), 6, norm="batch", dropout=0.2), DECODER
+SLOW_SGD = optax.sgd(0.01, momentum=0.9)  # for losses that are summed over an example
 
 
 def line(optimizer: optax.GradientTransformation = SGD) -> Learner:
@@ -108,6 +117,13 @@ def line(optimizer: optax.GradientTransformation = SGD) -> Learner:
 def sweep() -> Learner:
     grid = {"learning_rate": jnp.array([0.1, 0.01])}
     return transforms.swept(lambda h: line(optax.sgd(h["learning_rate"], momentum=0.9)), grid)
+
+
+def quantising(**options: Any) -> Case:
+    """A VQ-VAE with maps of 2x2, whose unused codes come back every second update."""
+    encoder = nets.postprocess(nets.mlp((5,), 8, norm="batch"), lambda z: z.reshape(-1, 2, 2, 2))
+    decoder = nets.postprocess(nets.mlp((5,), 16, dropout=0.2), lambda x: x.reshape(-1, 4, 4, 1))
+    return Case(vq_vae(encoder, decoder, SGD, codes=6, revive_every=2, **options), IMAGES)
 
 
 def living(agent: Agent, env: Environment | None = None) -> Case:
@@ -187,6 +203,54 @@ CASES: dict[str, Callable[[], Case]] = {
     "paradigms.reinforcement.sac.sac": lambda: pulling(
         sac, nets.squashed_gaussian((4,), 1), temperature_optimizer=SGD
     ),
+    "paradigms.unsupervised.autoencoder.autoencoder": lambda: Case(
+        autoencoder(*CODER, SLOW_SGD, corrupt=masking_noise(0.3), sparsity=0.1, input_name="x"),
+        INPUTS,
+    ),
+    # Narrower nets differ in the last bit of their norms between a loop and separate runs.
+    "paradigms.unsupervised.gan.gan": lambda: Case(
+        gan(
+            nets.mlp((8,), 4, norm="batch"),
+            nets.mlp((8,), 1, norm="batch", dropout=0.2),
+            SGD,
+            SGD,
+            latent=3,
+            decay=0.9,
+            input_name="x",
+        ),
+        INPUTS,
+    ),
+    "paradigms.unsupervised.gan.gan (gradient penalty)": lambda: Case(
+        gan(
+            nets.mlp((8,), 4, norm="batch"),
+            nets.mlp((8,), 1, activation="tanh"),
+            SGD,
+            SGD,
+            latent=3,
+            loss="wasserstein",
+            gradient_penalty=1.0,
+            critic_steps=2,
+            input_name="x",
+        ),
+        INPUTS,
+    ),
+    "paradigms.unsupervised.iwae.iwae": lambda: Case(
+        iwae(*LATENT_CODER, SLOW_SGD, k=3, likelihood="gaussian", input_name="x"), INPUTS
+    ),
+    "paradigms.unsupervised.vae.vae": lambda: Case(
+        vae(
+            *LATENT_CODER,
+            SLOW_SGD,
+            likelihood="gaussian",
+            beta=lambda step: 0.1 * step,
+            importance_samples=3,
+            chunk=2,
+            input_name="x",
+        ),
+        INPUTS,
+    ),
+    "paradigms.unsupervised.vq_vae.vq_vae": quantising,
+    "paradigms.unsupervised.vq_vae.vq_vae (gradient)": lambda: quantising(codebook="gradient"),
 }
 
 

@@ -10,6 +10,10 @@ from paradigms.data.arrays import from_arrays as from_arrays
 from paradigms.data.arrays import padded_batches as padded_batches
 from paradigms.data.arrays import split as split
 from paradigms.data.folder import from_folder as from_folder
+from paradigms.data.mixtures import gaussian_grid as gaussian_grid
+from paradigms.data.mixtures import gaussian_ring as gaussian_ring
+from paradigms.data.mixtures import grid_centres as grid_centres
+from paradigms.data.mixtures import ring_centres as ring_centres
 from paradigms.data.sets import binarized_mnist as binarized_mnist
 from paradigms.data.sets import digits as digits
 from paradigms.data.sets import load as load

@@ -245,6 +245,21 @@ def erase(
     return jnp.where(inside, jnp.asarray(colour, image.dtype), image)
 
 
+def binarise() -> Augmentation:
+    """Each value becomes its maximum (255 or 1.0) with a probability equal to its intensity, or 0.
+
+    Drawn anew at every update this is the dynamic binarisation of MNIST (Salakhutdinov and Murray
+    2008; Burda et al. 2016, section 5.1). Drawn once, it makes the held-out images.
+    """
+
+    def apply(key: jax.Array, image: jax.Array) -> jax.Array:
+        _check_image(image)
+        bright = jax.random.bernoulli(key, _unit(image), image.shape)
+        return bright.astype(image.dtype) * (255 if image.dtype == jnp.uint8 else 1)
+
+    return apply
+
+
 def normalise(mean: Sequence[float], std: Sequence[float]) -> Callable[[jax.Array], jax.Array]:
     """`image -> (image - mean) / std` in float32; uint8 is divided by 255 first.
 

@@ -25,11 +25,12 @@ OPERATIONS = {
     "flip": augment.flip(),
     "rotate": augment.rotate(30.0),
     "cutout": augment.cutout(5),
+    "binarise": augment.binarise(),
     "compose": augment.compose(augment.pad_crop(2), augment.flip(), augment.cutout(3)),
 }
 # Compiled once per shape and dtype for all tests; op by op they take several times as long.
 COMPILED = {name: jax.jit(operation) for name, operation in OPERATIONS.items()}
-MOVERS = sorted(set(OPERATIONS) - {"rotate"})
+MOVERS = sorted(set(OPERATIONS) - {"rotate", "binarise"})
 
 
 def images(dtype="uint8", shape=SHAPE, seed=0):
@@ -85,7 +86,7 @@ key, image = jax.random.key(0), np.arange(16 * 12 * 12 * 3, dtype=np.uint8).resh
 operation = jax.jit(
     augment.compose(
         augment.pad_crop(4), augment.translate(2), augment.flip(), augment.cutout(5),
-        augment.rotate(20.0),
+        augment.rotate(20.0), augment.binarise(),
     )
 )
 sharded = jax.device_put(image, shards)
@@ -282,6 +283,20 @@ def test_a_strength_may_be_traced():
     turned = sweep(jnp.array([0.0, 30.0]))
     np.testing.assert_array_equal(turned[0], image)
     np.testing.assert_allclose(turned[1], COMPILED["rotate"](KEY, image), atol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "most"), [("uint8", 255), ("float32", 1)])
+def test_binarise_lights_a_pixel_as_often_as_it_is_bright(dtype, most):
+    # One column for each of the 256 intensities.
+    image = np.tile(np.arange(256, dtype=np.uint8), (50, 40, 1))[..., None]
+    image = image if dtype == "uint8" else image.astype(np.float32) / 255
+    bits = np.asarray(jax.jit(augment.binarise())(KEY, jnp.asarray(image)))
+    assert set(np.unique(bits)) == {0, most}
+    lit = (bits == most).sum((0, 1))[:, 0]
+    assert lit[0] == 0 and lit[255] == 2000
+    p = np.arange(1, 255) / 255
+    scores = (lit[1:255] - 2000 * p) ** 2 / (2000 * p * (1 - p))
+    assert scipy.stats.chi2(254).sf(scores.sum()) > 1e-3
 
 
 def test_normalise_scales_bytes_and_floats_alike():

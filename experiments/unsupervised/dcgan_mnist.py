@@ -1,0 +1,54 @@
+"""A deep convolutional GAN draws MNIST digits, judged by a classifier of our own.
+
+Radford et al. 2016 (arXiv:1511.06434) with the non-saturating loss, batch norm, Adam with a first
+momentum of 0.5, and an average of the generator's weights. The aim: the classifier, at least 99 %
+right, scores the samples within 5 % of as many real test images. That score is the formula of
+Salimans et al. 2016 on the classifier's predictions, no inception score.
+
+  python -m experiments.unsupervised.dcgan_mnist        3 seeds, an hour on two CPU cores
+"""
+
+from dataclasses import dataclass
+
+import nets
+from experiments import adversarial, cli
+from nets.net import Net
+from paradigms.core import optimizers
+from paradigms.unsupervised import gan
+
+PUBLISHED = {
+    "metric": "test/score_ratio",
+    "value": 0.95,
+    "source": "aim: within 5 % of the real test set",
+}
+
+
+@dataclass(frozen=True)
+class Config(adversarial.ImageOptions):
+    """Options of this experiment."""
+
+    steps: int = 9370
+    """Updates of the generator; 10 epochs."""
+    evaluate_every: int = 937
+
+
+def network(config: Config) -> Net:
+    """The generator: latents `[B, latent]` to images `[B, 28, 28, 1]` in [-1, 1]."""
+    return adversarial.image_generator(config)
+
+
+def main(config: Config) -> None:
+    """Trains the classifier, then the adversaries."""
+    learner = gan(
+        network(config),
+        nets.with_precision(nets.dcgan_critic(width=config.width), config.precision),
+        optimizers.adam(config.learning_rate, 0.5),
+        optimizers.adam(config.learning_rate, 0.5),
+        latent=config.latent,
+        decay=config.decay,
+    )
+    adversarial.train_on_images(main, config, learner, "mnist")
+
+
+if __name__ == "__main__":
+    cli.run(main, Config)

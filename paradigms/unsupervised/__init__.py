@@ -1,0 +1,96 @@
+"""Unsupervised learning: what data looks like, from the data alone."""
+
+from paradigms.unsupervised.autoencoder import autoencoder, masking_noise, subspace_distance
+from paradigms.unsupervised.gan import (
+    gan,
+    generator_weights,
+    gradient_norm_penalty,
+    hinge_critic_loss,
+    non_saturating_critic_loss,
+    non_saturating_generator_loss,
+    sample,
+    wasserstein_critic_loss,
+    wasserstein_generator_loss,
+)
+from paradigms.unsupervised.iwae import importance_bound, iwae
+from paradigms.unsupervised.latent_model import (
+    decode,
+    derive_vae,
+    log_weights,
+    posterior,
+    reconstruct,
+    sample_prior,
+    traverse,
+)
+from paradigms.unsupervised.likelihoods import (
+    Likelihood,
+    bernoulli_log_prob,
+    check_support,
+    diagonal_normal_log_prob,
+    gaussian_kl,
+    gaussian_log_prob,
+    pixel_means,
+    standard_normal_log_prob,
+    unit_interval,
+)
+from paradigms.unsupervised.sample_quality import (
+    classifier_score,
+    frechet_distance,
+    mode_coverage,
+)
+from paradigms.unsupervised.vae import vae
+from paradigms.unsupervised.vq_vae import (
+    codebook_loss,
+    commitment_loss,
+    derive_vq_vae,
+    ema_codebook,
+    nearest_code,
+    perplexity,
+    straight_through,
+    vq_vae,
+)
+
+__all__ = [
+    "Likelihood",
+    "autoencoder",
+    "bernoulli_log_prob",
+    "check_support",
+    "classifier_score",
+    "codebook_loss",
+    "commitment_loss",
+    "decode",
+    "derive_vae",
+    "derive_vq_vae",
+    "diagonal_normal_log_prob",
+    "ema_codebook",
+    "frechet_distance",
+    "gan",
+    "gaussian_kl",
+    "gaussian_log_prob",
+    "generator_weights",
+    "gradient_norm_penalty",
+    "hinge_critic_loss",
+    "importance_bound",
+    "iwae",
+    "log_weights",
+    "masking_noise",
+    "mode_coverage",
+    "nearest_code",
+    "non_saturating_critic_loss",
+    "non_saturating_generator_loss",
+    "perplexity",
+    "pixel_means",
+    "posterior",
+    "reconstruct",
+    "sample",
+    "sample_prior",
+    "standard_normal_log_prob",
+    "straight_through",
+    "subspace_distance",
+    "traverse",
+    "unit_interval",
+    "vae",
+    "vq_vae",
+    "wasserstein_critic_loss",
+    "wasserstein_generator_loss",
+]
