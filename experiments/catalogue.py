@@ -16,7 +16,13 @@ ROOT = Path(__file__).parent
 RESULTS = ROOT / "results"
 
 _OTHER_FOLDERS = {"benchmarks", "results"}
-_PICTURES = ("curves.png", "confusion.png")
+_PICTURES = (
+    "curves.png",
+    "confusion.png",
+    "reconstructions.png",
+    "samples.png",
+    "traversal.png",
+)
 # Options whose values are paths of one machine.
 _PATHS = ("run_dir", "data_dir")
 
