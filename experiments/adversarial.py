@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from experiments.images import Splits
 from experiments.prediction import load_weights
 from nets.net import Net
 from paradigms.core import optimizers
+from paradigms.core.errors import InputError
 from paradigms.core.learner import Learner, Metrics
 from paradigms.core.metrics import Mean, Means
 from paradigms.core.pictures import draw_images
@@ -32,6 +33,7 @@ Measure = Callable[[np.ndarray], Mapping[str, float]]
 
 _PICTURED = 10  # rows, and columns
 _FEATURES = 64
+_VALIDATION = 5000
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class ImageOptions(Options):
     classifier_steps: int = 2345
     """Updates of the classifier; 5 epochs."""
 
-    def rehearsal(self) -> "ImageOptions":
+    def rehearsal(self) -> Self:
         """A narrow net on enlarged digits."""
         return replace(
             self,
@@ -82,6 +84,17 @@ class ImageOptions(Options):
         )
 
 
+def check(config: Options) -> None:
+    """Raises InputError for counts that would fail after much has been trained."""
+    least = _FEATURES + 1 if isinstance(config, ImageOptions) else 1
+    for option, count, smallest in (
+        ("--critic-steps", config.critic_steps, 1),
+        ("--samples", config.samples, least),
+    ):
+        if count < smallest:
+            raise InputError(f"{option} {count}: expected at least {smallest}")
+
+
 def falling_adam(config: Options, steps: int) -> optax.GradientTransformation:
     """Adam without a first momentum, its rate falling to 0 over its own steps.
 
@@ -95,7 +108,8 @@ def task_of(
     generator: Net,
     learner: Learner,
     data: np.ndarray,
-    measure: Measure,
+    validate: Measure,
+    test: Measure,
     pictures: Callable[[Path, Means, TrainState], None],
     *,
     headline: str,
@@ -108,13 +122,14 @@ def task_of(
       generator: what `experiments.load` gives back, from latents to samples.
       learner: made by `gan`.
       data: `[N, ...]`.
-      measure: what the samples are judged by.
+      validate: what the samples are judged by during training.
+      test: what they are judged by after the last update.
       pictures: as for `training.Task`.
       headline: the number to show while training.
       input_name: the entry of a batch that the learner takes.
     """
 
-    def judge(state: TrainState, key: jax.Array) -> Metrics:
+    def judge(measure: Measure, state: TrainState, key: jax.Array) -> Metrics:
         runs = range(len(state.step))
         one = [jax.tree.map(lambda leaf, i=i: leaf[i], state) for i in runs]
         values = [measure(drawn(config, generator, run, key)) for run in one]
@@ -123,8 +138,8 @@ def task_of(
             for name in values[0]
         }
 
-    def by(name: str) -> Callable[[], training.Judge]:
-        return lambda: lambda state, key: judge(state, fold_name(key, name))
+    def by(measure: Measure, name: str) -> Callable[[], training.Judge]:
+        return lambda: lambda state, key: judge(measure, state, fold_name(key, name))
 
     return training.Task(
         net=generator,
@@ -132,8 +147,8 @@ def task_of(
         data={input_name: data},
         examples_per_update=config.examples_per_update,
         example=jax.ShapeDtypeStruct((config.latent,), jnp.float32),
-        validation=by("validation"),
-        test=by("test"),
+        validation=by(validate, "validation"),
+        test=by(test, "test"),
         headline=headline,
         weights=generator_weights,
         pictures=pictures,
@@ -153,7 +168,8 @@ def train_on_images(
 
     The classifier, and its accuracy beside every number, is ours: `score` and `frechet` are no
     inception score and no FID, and can be compared with other figures of this experiment only.
-    `score_ratio` is the score of the samples over that of as many test images.
+    `score_ratio` is the score of the samples over that of real images, which are held out of the
+    training set while it lasts and are the test set's after it; `score_gap` is its distance from 1.
 
     Args:
       main: the experiment's.
@@ -166,19 +182,26 @@ def train_on_images(
     with training.open_run(main, config) as run:
         if run.finished:
             return
-        splits = images.load_splits(config, name, (28, 28, 1), validation=0)
+        splits = images.load_splits(config, name, (28, 28, 1), _VALIDATION)
+        assert splits.validation is not None
         classify, accuracy = _classifier(main, config, splits)
-        real_features, real_logits = classify(splits.test["image"][: config.samples])
-        real_score = classifier_score(real_logits)
 
-        def measure(samples: np.ndarray) -> dict[str, float]:
-            features, logits = classify(_bytes(samples))
-            score = classifier_score(logits)
-            return {
-                "score": score,
-                "score_ratio": score / real_score,
-                "frechet": frechet_distance(features, real_features),
-            }
+        def against(real: np.ndarray) -> Measure:
+            real_features, real_logits = classify(real)
+            real_score = classifier_score(real_logits)
+
+            def measure(samples: np.ndarray) -> dict[str, float]:
+                features, logits = classify(_bytes(samples))
+                ratio = classifier_score(logits) / real_score
+                return {
+                    "score": ratio * real_score,
+                    "score_ratio": ratio,
+                    "score_gap": abs(ratio - 1),
+                    "frechet": frechet_distance(features, real_features),
+                    "classifier_accuracy": accuracy,
+                }
+
+            return measure
 
         def picture(directory: Path, test: Means, state: TrainState) -> None:
             del test
@@ -193,16 +216,16 @@ def train_on_images(
             generator,
             learner,
             splits.train["image"],
-            measure,
+            against(splits.validation["image"]),
+            against(splits.test["image"]),
             picture,
             headline="score_ratio",
         )
         trained = training.train(main, config, task, part="gan")
         for file in ("curves.png", "samples.png"):
-            shutil.copyfile(run.directory / "gan" / file, run.directory / file)
+            if (run.directory / "gan" / file).exists():  # not without matplotlib
+                shutil.copyfile(run.directory / "gan" / file, run.directory / file)
         values = {name: metric["values"] for name, metric in trained["metrics"].items()}
-        values["test/classifier_accuracy"] = [accuracy] * len(config.seeds)
-        values["test/real_score"] = [real_score] * len(config.seeds)
         details = {name: trained[name] for name in ("examples", "parameters", "speed", "before")}
         training.finish(run, config, values, started, **details)
 

@@ -16,6 +16,7 @@ from experiments import cli
 from nets.net import Net
 from paradigms.core import metrics as metrics_lib
 from paradigms.core.checkpoint import Checkpoints
+from paradigms.core.errors import InputError
 from paradigms.core.learner import Learner, Metrics
 from paradigms.core.loop import Every, LiveSource, evaluator, fit, jit_is_on
 from paradigms.core.mesh import make_mesh, parse_mesh, replicate, shard_state
@@ -54,7 +55,7 @@ class Task(NamedTuple):
       example: shape, without the batch, and dtype of what goes into the net.
       validation: makes the judge that is asked during training; None to go without.
       test: makes the judge that is asked once, after the last update.
-      derive: from summed means to the numbers to report.
+      derive: from summed means, of training and of evaluation, to the numbers to report.
       headline: the metric to show while training, and the one that `smoke` must improve.
       weights: which weights evaluation uses, as `{"params": ..., "model_state": ...}`.
       pictures: draws into a directory from the test metrics and the final state of the first run.
@@ -204,6 +205,7 @@ def open_run(main: Callable[..., Any], config: cli.Options, part: str = "") -> R
 def _train(
     run: Run, config: cli.Options, task: Task, mesh: Any, started: dict[str, Any]
 ) -> dict[str, Any]:
+    _check_finite(task.data)
     fresh = seeded(task.learner, data_axis=task.data_axis)
     data = jax.tree.map(jnp.asarray, task.data)
     keys = jax.vmap(jax.random.key)(jnp.asarray(config.seeds, jnp.uint32))
@@ -231,7 +233,7 @@ def _train(
     with Progress(config.steps, step) as progress:
 
         def evaluate(step: int, metrics: Metrics, state: TrainState) -> None:
-            values = {f"train/{k}": v for k, v in _per_run(metrics, metrics_lib.derive).items()}
+            values = {f"train/{k}": v for k, v in _per_run(metrics, task.derive).items()}
             if evaluate_validation is not None:
                 held_out = _per_run(evaluate_validation(state, evaluation_key), task.derive)
                 values |= {f"validation/{k}": v for k, v in held_out.items()}
@@ -327,6 +329,17 @@ def finish(
     run.finish(summary)
     _show(run.directory, summary)
     return summary
+
+
+def _check_finite(data: Any) -> None:
+    """Raises InputError for training data with NaN or infinity, before they spoil a run."""
+    for path, array in jax.tree_util.tree_flatten_with_path(data)[0]:
+        if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+            wrong = int((~np.isfinite(array)).sum())
+            raise InputError(
+                f"training data{jax.tree_util.keystr(path)}: {wrong} of {array.size} values are "
+                "NaN or infinite: remove or replace them"
+            )
 
 
 def updates_per_call(

@@ -74,7 +74,7 @@ def networks(config: Config) -> tuple[Net, Net]:
 
 
 def network(config: Config) -> Net:
-    """uint8 images `[B, 8, 8, 1]` to their reconstructions in [0, 1]."""
+    """uint8 images `[B, 8, 8, 1]` to their reconstructions, about in [0, 1]."""
     encoder, decoder = networks(config)
     return nets.preprocess(nets.chain(encoder=encoder, decoder=decoder), unit_interval)
 

@@ -19,6 +19,7 @@ import nets
 from experiments import cli, generative, images, training
 from nets.net import Net
 from paradigms.core import optimizers
+from paradigms.core.errors import InputError
 from paradigms.core.learner import Learner
 from paradigms.core.loop import evaluator
 from paradigms.core.metrics import Mean, Means
@@ -70,7 +71,13 @@ def network(config: Config) -> Net:
 
 def main(config: Config) -> None:
     """Trains all betas of all seeds at once."""
+    betas = list(config.betas)
+    if len(betas) < 2 or betas[0] < 0 or sorted(set(betas)) != betas:
+        raise InputError(
+            f"--betas {' '.join(map(str, betas))}: expected two or more, rising from at least 0"
+        )
     splits = images.load_splits(config, "fashion_mnist", generative.SHAPE, config.validation)
+    generative.check_splits(splits)
     encoder, decoder = networks(config)
 
     def make(hparams: Mapping[str, jax.Array]) -> Learner:
@@ -90,17 +97,16 @@ def main(config: Config) -> None:
             }
             derived = derive_vae(of_beta)
             kl.append(derived["kl"])
-            names = ("reconstruction", "kl", "elbo", "active_units")
-            values |= {f"{name}_{beta:g}": derived[name] for name in names}
+            values |= {f"{name}_{beta:g}": value for name, value in derived.items()}
         return {"falls": float(np.mean(np.diff(kl) < 0)), **values}
 
     def pictures(directory: Path, means: Means, state: TrainState) -> None:
-        del means
         for i, beta in enumerate(config.betas):
+            used = np.asarray(means["latent_kl"].total[i]).argsort()[::-1]
             folder = directory / f"beta_{beta:g}"
             folder.mkdir(exist_ok=True)
             one = jax.tree.map(lambda leaf, i=i: leaf[i], state)
-            generative.draw(folder, encoder, decoder, one, splits.test["image"])
+            generative.draw(folder, encoder, decoder, one, splits.test["image"], used)
 
     def judge(part: Mapping[str, np.ndarray]) -> training.Judge:
         return evaluator(judged, {"image": part["image"]}, batch_size=500)

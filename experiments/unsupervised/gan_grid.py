@@ -2,11 +2,11 @@
 
 Where a generator drops modes it shows here by number. A sample is good within three standard
 deviations of the nearest mode, and a mode is covered when it is the nearest of a good one
-(Srivastava et al. 2017, arXiv:1705.07761, who draw 2,500 and report at most 25 of 25 modes with
-94 % of good samples). Of the true mixture 98.9 % are good.
+(Srivastava et al. 2017, arXiv:1705.07761, who draw 2,500). Of the true mixture 98.9 % are good. The
+aim is all 25 modes and more than 90 % of good samples on every seed; `reached` is 1 where a seed
+has both. `--loss non_saturating --gradient-penalty 0 --critic-steps 1` is the plain GAN.
 
-  python -m experiments.unsupervised.gan_grid                              5 seeds, minutes
-  python -m experiments.unsupervised.gan_grid --loss non_saturating       what it is compared with
+  python -m experiments.unsupervised.gan_grid        5 seeds, an hour on two CPU cores
 """
 
 from dataclasses import dataclass, replace
@@ -26,9 +26,9 @@ from paradigms.core.state import TrainState
 from paradigms.unsupervised import gan, mode_coverage
 
 PUBLISHED = {
-    "metric": "test/modes",
-    "value": 25.0,
-    "source": "aim: all; VEEGAN 24.6",
+    "metric": "test/reached",
+    "value": 1.0,
+    "source": "aim: all 25 modes, over 90 % of good samples, on every seed",
 }
 
 _STD = 0.05
@@ -72,6 +72,8 @@ def network(config: Config) -> Net:
 def main(config: Config) -> None:
     """Trains on points drawn once, and looks for their modes among the samples."""
     points = data.gaussian_grid(_EXAMPLES, std=_STD)["x"]
+    adversarial.check(config)
+    centres = data.grid_centres()
     # The nets see coordinates of about unit size.
     scale = np.float32(points.std())
     generator = network(config)
@@ -90,7 +92,9 @@ def main(config: Config) -> None:
     )
 
     def measure(samples: np.ndarray) -> dict[str, float]:
-        return mode_coverage(scale * samples, data.grid_centres(), _STD)
+        found = mode_coverage(scale * samples, centres, _STD)
+        reached = found["modes"] == len(centres) and found["high_quality"] > 0.9
+        return {**found, "reached": float(reached)}
 
     def picture(directory: Path, test: Means, state: TrainState) -> None:
         del test
@@ -103,6 +107,7 @@ def main(config: Config) -> None:
         generator,
         learner,
         points / scale,
+        measure,
         measure,
         picture,
         headline="modes",

@@ -22,6 +22,7 @@ from paradigms.core import optimizers
 from paradigms.core.learner import Metrics
 from paradigms.core.metrics import Mean
 from paradigms.core.state import TrainState
+from paradigms.core.transforms import resident
 from paradigms.unsupervised import autoencoder, subspace_distance
 
 PUBLISHED = {
@@ -49,10 +50,18 @@ class Config(cli.Options):
         )
 
 
+def networks(config: Config) -> tuple[Net, Net]:
+    """Encoder `[B, 64]` to `[B, components]`, and decoder back."""
+    return (
+        nets.with_precision(nets.mlp((), config.components), config.precision),
+        nets.with_precision(nets.mlp((), 64), config.precision),
+    )
+
+
 def network(config: Config) -> Net:
     """Centred digits `x[B, 64]` to their projections."""
-    net = nets.chain(encoder=nets.mlp((), config.components), decoder=nets.mlp((), 64))
-    return nets.with_precision(net, config.precision)
+    encoder, decoder = networks(config)
+    return nets.chain(encoder=encoder, decoder=decoder)
 
 
 def main(config: Config) -> None:
@@ -62,12 +71,7 @@ def main(config: Config) -> None:
     _, _, directions = np.linalg.svd(x.astype(np.float64), full_matrices=False)
     leading = directions[: config.components]
     schedule = optimizers.warmup_cosine(config.learning_rate, config.steps)
-    learner = autoencoder(
-        nets.mlp((), config.components),
-        nets.mlp((), 64),
-        optimizers.adam(schedule),
-        input_name="x",
-    )
+    learner = autoencoder(*networks(config), optimizers.adam(schedule), input_name="x")
 
     def judge(state: TrainState, key: jax.Array) -> Metrics:
         del key
@@ -77,7 +81,7 @@ def main(config: Config) -> None:
 
     task = training.Task(
         net=network(config),
-        learner=learner,
+        learner=resident(learner, len(x)),
         data={"x": x},
         examples_per_update=len(x),
         example=jax.ShapeDtypeStruct((64,), jnp.float32),

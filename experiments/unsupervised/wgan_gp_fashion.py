@@ -8,7 +8,8 @@ of as many real test images. Its accuracy stands beside the score, which is no i
   python -m experiments.unsupervised.wgan_gp_fashion        3 seeds, hours on two CPU cores
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import nets
 from experiments import adversarial, cli
@@ -16,8 +17,9 @@ from nets.net import Net
 from paradigms.unsupervised import gan
 
 PUBLISHED = {
-    "metric": "test/score_ratio",
-    "value": 0.95,
+    "metric": "test/score_gap",
+    "value": 0.05,
+    "better": "lower",
     "source": "aim: within 5 % of the real test set",
 }
 
@@ -33,6 +35,10 @@ class Config(adversarial.ImageOptions):
     learning_rate: float = 1e-4
     gradient_penalty: float = 10.0
 
+    def rehearsal(self) -> Self:
+        """Two steps of the critic, which compile sooner than five."""
+        return replace(super().rehearsal(), critic_steps=2)
+
 
 def network(config: Config) -> Net:
     """The generator: latents `[B, latent]` to images `[B, 28, 28, 1]` in [-1, 1]."""
@@ -41,6 +47,7 @@ def network(config: Config) -> Net:
 
 def main(config: Config) -> None:
     """Trains the classifier, then the adversaries."""
+    adversarial.check(config)
     critic = nets.dcgan_critic(width=config.width, norm=None)
     learner = gan(
         network(config),

@@ -1,5 +1,6 @@
 """Generative adversarial networks: non-saturating, hinge, Wasserstein with gradient penalty."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -353,8 +354,13 @@ def sample(
             f"sample(n={n}, latent={latent}, batch_size={batch_size}): expected at least 1 of each"
         )
     z = jax.random.normal(key, (n, latent))
-    draw = jax.jit(lambda w, z: generator.apply(w["params"], w["model_state"], z)[0])
-    return jnp.concatenate([draw(weights, z[i : i + batch_size]) for i in range(0, n, batch_size)])
+    parts = [_draw(generator, weights, z[i : i + batch_size]) for i in range(0, n, batch_size)]
+    return jnp.concatenate(parts)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _draw(generator: Net, weights: PyTree, z: jax.Array) -> jax.Array:
+    return generator.apply(weights["params"], weights["model_state"], z)[0]
 
 
 def _weights_of(state: TrainState, name: str) -> dict[str, PyTree]:

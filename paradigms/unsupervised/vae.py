@@ -52,7 +52,8 @@ def vae(
       encoder: `[B, ...]` float32 to `[B, 2 * latent]`; see `posterior`.
       decoder: `[B, latent]` to the shape of the input: logits, or the mean of a Gaussian.
       optimizer: applied to the gradient of the mean loss over the examples that count.
-      likelihood: "bernoulli" or "gaussian". Data outside its support is found by `check_support`.
+      likelihood: "bernoulli" or "gaussian". Call `check_support` on the
+        data first: here nothing of its values is known.
       beta: weight of the KL, at least 0; may be traced, or a schedule of the updates done.
       scale: standard deviation of the Gaussian decoder, above 0; may be traced.
       samples: draws of z per example in training.

@@ -25,6 +25,13 @@ SLOW = {
     "supervised/cifar10_speedrun",
     "supervised/fashion_mnist_cnn",
     "supervised/transfer",
+    "unsupervised/beta_vae_fashion",
+    "unsupervised/dcgan_mnist",
+    "unsupervised/gan_grid",
+    "unsupervised/iwae_mnist",
+    "unsupervised/vae_mnist",
+    "unsupervised/vqvae_cifar10",
+    "unsupervised/wgan_gp_fashion",
 }
 # What the first held-out metric of these that there is must gain in a rehearsal, or lose where less
 # is better.
