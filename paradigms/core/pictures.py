@@ -200,7 +200,7 @@ def draw_points(points: Mapping[str, np.ndarray], path: Path) -> None:
     for i, (name, places) in enumerate(points.items()):
         x, y = np.asarray(places).T
         axes.scatter(x, y, s=3, color=colours[i % 4], linewidths=0, label=f"{name}, {len(x):,}")
-    axes.legend(loc="upper right", fontsize=8, frameon=False, markerscale=3)
+    figure.legend(loc="outside upper right", ncols=len(points), fontsize=8, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8, color="#999999")
     _save_figure(figure, path)

@@ -484,7 +484,7 @@ def test_points_are_drawn_by_name(tmp_path, monkeypatch):
     places = [collection.get_offsets() for collection in axes.collections]
     for place, expected in zip(places, points.values(), strict=True):
         np.testing.assert_array_equal(place, expected)
-    labels = [text.get_text() for text in axes.get_legend().texts]
+    labels = [text.get_text() for text in drawn[0].legends[0].texts]
     assert labels == ["data, 5", "samples, 1,200"]
     with pytest.raises(InputError, match=r"expected arrays \[N, 2\]"):
         draw_points({"data": np.zeros((5, 3))}, tmp_path / "points.png")

@@ -41,7 +41,7 @@ GAINS = {
     "log_likelihood": 10.0,
     "elbo_1": 10.0,
     "modes": 5.0,
-    "score_ratio": 0.05,
+    "frechet": -50.0,
     "squared_error": -0.05,
     "subspace_distance": -0.5,
     "reconstruction": -0.01,
