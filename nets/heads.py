@@ -63,6 +63,7 @@ class QNetwork(nn.Module):
     duelling: bool = False
     atoms: int | None = None
     noisy: bool = False
+    sigma: float = 0.5
     activation: Activation = "relu"
 
     @nn.compact
@@ -72,7 +73,7 @@ class QNetwork(nn.Module):
 
         def dense(x: Array, width: int, name: str) -> Array:
             if self.noisy:
-                return NoisyDense(width, name=name)(x, train)
+                return NoisyDense(width, self.sigma, name=name)(x, train)
             return nn.Dense(width, kernel_init=FAN_IN_UNIFORM, name=name)(x)
 
         def stream(x: Array, hidden: Sequence[int], rows: int, name: str) -> Array:
@@ -98,16 +99,17 @@ class NoisyDense(nn.Module):
 
     The kernel is `mu + sigma * f(e_in) f(e_out)^T` and the bias `mu + sigma * f(e_out)`, with e
     standard normal and `f(e) = sign(e) sqrt(|e|)` (equations 10 and 11). At first mu is
-    uniform within 1/sqrt(p) and every sigma is 0.5/sqrt(p), where p is the number of inputs.
+    uniform within 1/sqrt(p) and every sigma is `sigma`/sqrt(p), where p is the number of inputs.
     """
 
     features: int
+    sigma: float = 0.5
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         """Maps `x[B, p]` to `[B, features]`; one draw for the whole batch in training, else mu."""
         p = x.shape[-1]
-        sigma_init = nn.initializers.constant(0.5 / math.sqrt(p))
+        sigma_init = nn.initializers.constant(self.sigma / math.sqrt(p))
 
         def bias_init(key: Array, shape: tuple[int, ...]) -> Array:
             bound = 1 / math.sqrt(p)
@@ -251,6 +253,7 @@ def q_network(
     duelling: bool = False,
     atoms: int | None = None,
     noisy: bool = False,
+    sigma: float = 0.5,
     activation: Activation = "relu",
 ) -> Net:
     """Action values, for DQN and its kin: `x[B, ...]` gives `q[B, A]`, or logits `[B, A, atoms]`.
@@ -264,17 +267,22 @@ def q_network(
         the output is logits over the atoms, the last axis.
       noisy: every layer is a `NoisyDense`. With `train=True` one draw of the noise, from `key`,
         serves the whole batch; without, the mean weights act.
+      sigma: how large that noise is at first, in units of `1/sqrt(inputs)`.
       activation: by name or as a function.
 
     Raises:
-      ValueError: unknown activation, a width below 1 or fewer than 2 atoms.
+      ValueError: unknown activation, a width below 1, fewer than 2 atoms or a negative sigma.
     """
     _check("q_network", features, num_actions, activation)
     if atoms is not None and atoms < 2:
         raise ValueError(
             f"q_network: {atoms} atoms make no distribution: choose at least 2, or None for values"
         )
-    return from_linen(QNetwork(tuple(features), num_actions, duelling, atoms, noisy, activation))
+    if sigma < 0:
+        raise ValueError(f"q_network: sigma={sigma} is the size of noise: expected at least 0")
+    return from_linen(
+        QNetwork(tuple(features), num_actions, duelling, atoms, noisy, sigma, activation)
+    )
 
 
 def squashed_gaussian(features: Sequence[int], num_actions: int) -> Net:

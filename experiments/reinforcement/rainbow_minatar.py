@@ -42,7 +42,9 @@ class Config(dqn_minatar.Config):
     n_step: int = 3
     distributional: bool = True
     noisy: bool = True
-    highest_return: float = 10.0
+    sigma: float = 0.1
+    """Of the noise at first: what the paper's table advises for noise that is drawn reliably."""
+    highest_return: float = 20.0
     """Where the distribution ends, with discounted returns; it begins at minus as much."""
 
     def rehearsal(self) -> "Config":
@@ -60,6 +62,7 @@ def network(config: Config) -> Net:
         duelling=config.duelling,
         atoms=ATOMS if config.distributional else None,
         noisy=config.noisy,
+        sigma=config.sigma,
     )
     return nets.with_precision(nets.chain(torso=nets.minatar_cnn(), head=head), config.precision)
 

@@ -331,12 +331,13 @@ def test_noise_differs_by_key_and_layer_and_rests_in_evaluation():
         net.apply(params, {}, X, train=True)
 
 
-def test_noisy_layers_start_as_in_the_paper():
-    params = start(nets.q_network((64,), 50, noisy=True), X)
+@pytest.mark.parametrize("options, sigma", [({}, 0.5), ({"sigma": 0.1}, 0.1)])
+def test_noisy_layers_start_as_in_the_paper(options, sigma):
+    params = start(nets.q_network((64,), 50, noisy=True, **options), X)
     for name, p in (("hidden_0", 4), ("q", 64)):
         layer = params[name]
         for part in ("kernel_sigma", "bias_sigma"):
-            np.testing.assert_allclose(layer[part], 0.5 / np.sqrt(p), rtol=1e-6)
+            np.testing.assert_allclose(layer[part], sigma / np.sqrt(p), rtol=1e-6)
         for part in ("kernel", "bias"):
             scaled = np.ravel(layer[part]) * np.sqrt(p)
             assert scipy.stats.kstest(scaled, scipy.stats.uniform(-1, 2).cdf).pvalue > 1e-3
@@ -468,6 +469,7 @@ def test_minatar_torso_by_hand():
         (lambda: nets.actor_critic((4,), 2, activation="rely"), "unknown activation 'rely'"),
         (lambda: nets.q_network((0,), 2), r"q_network: widths \(0, 2\) must all be at least 1"),
         (lambda: nets.q_network((4,), 2, atoms=1), "1 atoms make no distribution: choose at least"),
+        (lambda: nets.q_network((4,), 2, noisy=True, sigma=-0.5), "sigma=-0.5 is the size of nois"),
         (lambda: nets.q_network((4,), 2, activation="rely"), "unknown activation 'rely'"),
         (lambda: nets.squashed_gaussian((4,), 0), r"squashed_gaussian: widths \(4, 0\)"),
         (lambda: nets.deterministic_actor((-1,), 2), r"deterministic_actor: widths \(-1, 2\)"),
