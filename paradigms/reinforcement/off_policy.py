@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from paradigms.core import metrics as metrics_lib
 from paradigms.core.errors import InputError
@@ -19,7 +20,7 @@ Learn = Callable[
 ]
 """`(state, batch, key, number) -> (state, metrics, priority)`: one gradient update on a batch that
 `Replay.sample` gave. `number`, int32, is how many there have been before this one, those that the
-warm-up left out included. `priority` is `[B]`, or None to leave those of the memory alone."""
+warm-up left out included. `priority` is for `Replay.update`, `[B]`, or None."""
 
 
 def practise(
@@ -35,7 +36,8 @@ def practise(
 
     It stores the trajectory in `state.memory` and then calls `learn` once for every `train_every`
     environment steps that the trajectory has taken the world past, whatever the number of
-    environments. Before the warm-up is over the result of `learn` is dropped.
+    environments, once the warm-up is over. Where there is nothing to learn no time is spent on it,
+    unless runs are trained side by side by vmap, which computes and drops it.
 
     Args:
       learn: may change everything in the state but its `memory`.
@@ -44,7 +46,7 @@ def practise(
       batch_size: transitions of one gradient update. On a mesh they are divided over the data axes.
       warm_up: environment steps before the first gradient update.
       train_every: environment steps to a gradient update. Below `T * N` an update of the learner
-        has several; above it some have none, which costs as much, so make trajectories longer.
+        has several; above it some have none.
 
     Returns:
       `(state, trajectory) -> (state, metrics)`.
@@ -64,14 +66,19 @@ def practise(
         key, number, fires = xs
         draw_key, learn_key = jax.random.split(key)
         batch = constrain_batch(replay.sample(state.memory, draw_key, batch_size, discount))
-        memory, old = state.memory, state.replace(memory=())
-        new, metrics, priority = learn(old, batch, learn_key, number)
+        # The memory stays out of the choice, which would copy it.
+        memory, rest = state.memory, state.replace(memory=())
+        learnt = (rest, batch, learn_key, number)
+        _, *reported = jax.eval_shape(learn, *learnt)
+
+        def skip(state: TrainState, *_: Any) -> tuple[TrainState, Metrics, jax.Array | None]:
+            metrics, priority = reported
+            return state, optax.tree.zeros_like(metrics), optax.tree.full_like(priority, -1)
+
+        rest, metrics, priority = jax.lax.cond(fires, learn, skip, *learnt)
         if priority is not None:
             memory = replay.update(memory, batch["index"], priority)
-        # The memory stays out of the choice, which would copy it.
-        state = jax.tree.map(lambda new, old: _choose(fires, new, old), new, old)
-        metrics = jax.tree.map(lambda leaf: jnp.where(fires, leaf, 0), metrics)
-        return state.replace(memory=memory), metrics
+        return rest.replace(memory=memory), metrics
 
     def update(state: TrainState, trajectory: Trajectory) -> tuple[TrainState, Metrics]:
         steps = trajectory["reward"].size
@@ -87,7 +94,3 @@ def practise(
         return state.replace(step=state.step + 1), metrics_lib.collapse(metrics)
 
     return update
-
-
-def _choose(fires: jax.Array, new: Any, old: Any) -> Any:
-    return old if new is old else jnp.where(fires, new, old)

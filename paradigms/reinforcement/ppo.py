@@ -1,5 +1,6 @@
 """Proximal policy optimisation."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -7,9 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from nets.net import Net
-from paradigms.core import metrics as metrics_lib
 from paradigms.core.errors import InputError
-from paradigms.core.learner import Batch, Learner, Loss, Metrics, descend, norm
+from paradigms.core.learner import Batch, Learner, Metrics, descend, norm
 from paradigms.core.mesh import constrain_batch
 from paradigms.core.metrics import Mean
 from paradigms.core.optimizers import Scalar, Scheduled, current
@@ -18,6 +18,13 @@ from paradigms.reinforcement.agent import Agent
 from paradigms.reinforcement.environment import Box, Discrete
 from paradigms.reinforcement.policies import Categorical, Gaussian
 from paradigms.reinforcement.returns import gae
+
+Measured = dict[str, jax.Array]
+"""What a minibatch measured, arrays of any shape, of which the means are reported. They are added
+up once, after the last minibatch: sums in every one of them are what a small net on a CPU feels."""
+
+Loss = Callable[[PyTree, TrainState, Batch], tuple[jax.Array, tuple[Measured, PyTree]]]
+"""`(params, state, batch) -> (loss, (measured, model_state))`, differentiated in `params`."""
 
 
 def clipped_surrogate(
@@ -56,7 +63,7 @@ def ppo_loss(
     value_clip: Scalar | None,
     value_weight: Scalar,
     entropy_weight: Scalar,
-) -> tuple[jax.Array, Metrics]:
+) -> tuple[jax.Array, Measured]:
     """What PPO minimises over a minibatch (Schulman et al. 2017, eq. 9, negated), and its report.
 
     Args:
@@ -67,7 +74,7 @@ def ppo_loss(
       clip, value_clip, value_weight, entropy_weight: as in `ppo`, but numbers only.
 
     Returns:
-      The scalar loss and its metrics.
+      The scalar loss and what is told of it, `[...]` but for the loss itself.
     """
     log_prob, entropy = policy.log_prob(batch["action"]), policy.entropy()
     policy_losses = clipped_surrogate(
@@ -79,15 +86,15 @@ def ppo_loss(
     )
     log_ratio = log_prob - batch["log_prob"]
     ratio = jnp.exp(log_ratio)
-    metrics = {
-        "loss": Mean.of(loss),
-        "loss/policy": Mean.of(policy_losses),
-        "loss/value": Mean.of(value_losses),
-        "entropy": Mean.of(entropy),
-        "kl": Mean.of(ratio - 1 - log_ratio),
-        "clipped": Mean.of(jnp.abs(ratio - 1) > clip),
+    measured = {
+        "loss": loss,
+        "loss/policy": policy_losses,
+        "loss/value": value_losses,
+        "entropy": entropy,
+        "kl": ratio - 1 - log_ratio,
+        "clipped": jnp.abs(ratio - 1) > clip,
     }
-    return loss, metrics
+    return loss, measured
 
 
 def with_advantages(
@@ -140,21 +147,21 @@ def in_minibatches(
       minibatches; that of the update is of all of them together, and needs computing only once.
     """
 
-    def one(state: TrainState, index: jax.Array) -> tuple[TrainState, Metrics]:
+    def one(state: TrainState, index: jax.Array) -> tuple[TrainState, Measured]:
         batch = constrain_batch(jax.tree.map(lambda leaf: leaf[index], examples))
-        grads, (metrics, model_state) = jax.grad(loss, has_aux=True)(state.params, state, batch)
+        grads, (measured, model_state) = jax.grad(loss, has_aux=True)(state.params, state, batch)
         params, opt_state, norms = descend(optimizer, grads, state.opt_state, state.params)
         state = state.replace(params=params, opt_state=opt_state, model_state=model_state)
-        return state, {**metrics, "norm/gradient": norms["norm/gradient"]}
+        return state, {**measured, "norm/gradient": norms["norm/gradient"].total}
 
     before = state.params
     size = len(jax.tree.leaves(examples)[0])
     keys = jax.random.split(state.rng("shuffle"), epochs)
     index = jax.vmap(lambda key: jax.random.permutation(key, size))(keys)
-    state, metrics = jax.lax.scan(one, state, index.reshape(epochs * minibatches, -1))
+    state, measured = jax.lax.scan(one, state, index.reshape(epochs * minibatches, -1))
     change = jax.tree.map(jnp.subtract, state.params, before)
     norms = {"norm/parameter": Mean.of(norm(before)), "norm/update": Mean.of(norm(change))}
-    return state, {**metrics_lib.collapse(metrics), **norms}
+    return state, {**{name: Mean.of(values) for name, values in measured.items()}, **norms}
 
 
 def ppo(
@@ -223,11 +230,11 @@ def ppo(
 
     def loss_of(
         params: PyTree, state: TrainState, batch: Batch
-    ) -> tuple[jax.Array, tuple[Metrics, PyTree]]:
+    ) -> tuple[jax.Array, tuple[Measured, PyTree]]:
         (output, value), model_state = net.apply(
             params, state.model_state, batch["obs"], key=state.rng("net"), train=True
         )
-        loss, metrics = ppo_loss(
+        loss, measured = ppo_loss(
             policy_of(output, actions),
             value,
             batch,
@@ -236,7 +243,7 @@ def ppo(
             value_weight=value_weight,
             entropy_weight=current(entropy_weight, state.step),
         )
-        return loss, (metrics, model_state)
+        return loss, (measured, model_state)
 
     def update(state: TrainState, trajectory: Batch) -> tuple[TrainState, Metrics]:
         # All steps at once, which costs less than the value of every step while acting.

@@ -13,7 +13,13 @@ from paradigms.core.optimizers import Scalar, Scheduled, current
 from paradigms.core.state import PyTree, TrainState
 from paradigms.reinforcement.agent import Agent
 from paradigms.reinforcement.environment import Box, Discrete, choose
-from paradigms.reinforcement.ppo import in_minibatches, policy_of, ppo_loss, with_advantages
+from paradigms.reinforcement.ppo import (
+    Measured,
+    in_minibatches,
+    policy_of,
+    ppo_loss,
+    with_advantages,
+)
 
 
 def unroll(
@@ -122,7 +128,7 @@ def recurrent_ppo(
 
     def loss_of(
         params: PyTree, state: TrainState, batch: Batch
-    ) -> tuple[jax.Array, tuple[Metrics, PyTree]]:
+    ) -> tuple[jax.Array, tuple[Measured, PyTree]]:
         steps = jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), batch["steps"])
         (output, value), model_state = unroll(
             net,
@@ -135,7 +141,7 @@ def recurrent_ppo(
             key=state.rng("net"),
             train=True,
         )
-        loss, metrics = ppo_loss(
+        loss, measured = ppo_loss(
             policy_of(output, actions),
             value,
             steps,
@@ -144,7 +150,7 @@ def recurrent_ppo(
             value_weight=value_weight,
             entropy_weight=current(entropy_weight, state.step),
         )
-        return loss, (metrics, model_state)
+        return loss, (measured, model_state)
 
     def update(state: TrainState, trajectory: Batch) -> tuple[TrainState, Metrics]:
         apply = jax.vmap(net.apply, (None, None, 0, 0))

@@ -53,8 +53,8 @@ class Replay(NamedTuple):
           `index` int32 `[B]`, the first step's;
           `mass` float32 `[B]`, in proportion to which it was drawn, for `importance_weights`;
           and `obs`, `action` and whatever else was stored, as it was at the first step.
-      update: `(memory, index[B], priority[B]) -> memory`, before the next `add`, with priorities of
-        at least 0; does nothing to a uniform memory.
+      update: `(memory, index[B], priority[B]) -> memory`, before the next `add`. A priority below 0
+        leaves its transition's alone; does nothing to a uniform memory.
 
     All raise `InputError` when traced, before anything is computed: for a trajectory that lacks an
     array of the transition contract, differs from the example or has more steps than the ring has
@@ -146,7 +146,7 @@ def prioritised_replay(capacity: int, *, n_step: int = 1, alpha: float | jax.Arr
     among a million.
 
     `update` gives an index that turns up twice the larger of its priorities, and leaves those
-    alone where no sample may start.
+    alone where no sample may start, or where the new priority is negative.
 
     Args:
       capacity: number of transitions, a multiple of the number of environments.
@@ -194,11 +194,11 @@ def prioritised_replay(capacity: int, *, n_step: int = 1, alpha: float | jax.Arr
         slots, environments = _lengths(memory.ring.data)
         age = (memory.ring.cursor - 1 - index // environments) % slots
         # A batch drawn before there was anything to draw must leave no trace.
-        valid = _can_start(memory.ring, age, n_step)
-        priority = priority.astype(jnp.float32) + _EPSILON
+        valid = _can_start(memory.ring, age, n_step) & (priority >= 0)
+        priority = jnp.where(valid, priority.astype(jnp.float32) + _EPSILON, 0.0)
         return memory._replace(
-            tree=_assign(memory.tree, index, jnp.where(valid, priority**alpha, 0.0)),
-            largest=jnp.maximum(memory.largest, jnp.where(valid, priority, 0.0).max()),
+            tree=_assign(memory.tree, index, jnp.where(valid, priority**alpha, -1.0)),
+            largest=jnp.maximum(memory.largest, priority.max()),
         )
 
     return Replay(capacity, init, add, size, sample, update)
@@ -310,11 +310,15 @@ def _transitions(ring: Ring, index: jax.Array, n_step: int, discount: float | ja
 
 
 def _assign(tree: Tree, index: jax.Array, mass: jax.Array) -> Tree:
-    """Sets leaves `index[B]` and adds their ancestors up again, which lets no rounding pile up."""
+    """Sets leaves `index[B]` and adds their ancestors up again, which lets no rounding pile up.
+
+    Where the mass is negative the leaf stays as it is.
+    """
     leaves, *above = tree
     node, child = jnp.divmod(index, _CHILDREN)
+    written = jnp.where(mass >= 0, node, len(leaves))  # a row beyond the last is not written
     # First zero, then the maximum: the same in whatever order a repeated index is written.
-    level = leaves.at[node, child].set(0.0).at[node, child].max(mass)
+    level = leaves.at[written, child].set(0.0).at[written, child].max(mass)
     levels = [level]
     for parents in above:
         total = _take(level, node).sum(-1)

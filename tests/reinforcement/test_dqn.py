@@ -145,6 +145,17 @@ def test_intervals_are_in_environment_steps(num_envs, num_steps):
     assert state.opt_state[0].count > 15
 
 
+def test_what_was_drawn_while_nothing_was_learnt_keeps_the_highest_priority():
+    agent = dqn(
+        TABLE, optax.adam(0.1), prioritised_replay(64), batch_size=8, warm_up=48, train_every=8
+    )
+    learner, state, metrics = train(agent, worlds.chain(3), 2)
+    assert not metrics["loss"].count.any()
+    np.testing.assert_array_equal(np.ravel(state.memory.tree[0])[:32], 1)
+    state, metrics = jax.jit(learner.update)(state, ())
+    assert metrics["loss"].count > 0 and (np.ravel(state.memory.tree[0])[:48] != 1).any()
+
+
 def before_or_warm(before, after):
     """Multiples of ten that are past, or all of them until it is warm."""
     return before // 10 if after >= 50 else after // 10

@@ -239,8 +239,7 @@ def test_mass_is_only_where_a_sample_may_start():
 
 def test_rounding_never_walks_off_the_last_mass(monkeypatch):
     # Transition 3 is the last that has any mass, and the draw is the largest there could be.
-    memory = full(np.array([1.0] * 4 + [-1e-6] * 4), 1.0)
-    np.testing.assert_array_equal(leaves(memory) > 0, [True] * 4 + [False] * 4)
+    memory = full(np.ones(8), 1.0)._replace(tree=(jnp.array([[1.0] * 4 + [0.0] * 4]),))
     monkeypatch.setattr(jax.random, "uniform", lambda key, shape: jnp.ones(shape))
     sample = prioritised_replay(8).sample
     np.testing.assert_array_equal(sample(memory, KEY, 2, 1.0)["index"], [2, 3])
@@ -273,6 +272,20 @@ def test_a_repeated_index_keeps_the_larger_priority():
         updated = EIGHT.update(memory, index[order], priority[order])
         np.testing.assert_allclose(leaves(updated), [3, 2, 3, 3, 1, 3, 3, 3], rtol=1e-4)
         assert updated.tree[-1].sum() == pytest.approx(21, rel=1e-4)
+
+
+def test_a_negative_priority_leaves_that_of_the_memory_alone():
+    memory = full(PRIORITIES, 1.0)
+    np.testing.assert_array_equal(
+        EIGHT.update(memory, jnp.arange(8), jnp.full(8, -1.0)).tree[0], memory.tree[0]
+    )
+    updated = EIGHT.update(memory, jnp.array([1, 4, 7, 4]), jnp.array([-1.0, 2.0, -1.0, -1.0]))
+    masses = PRIORITIES.copy()
+    masses[4] = 2.0**0.5
+    np.testing.assert_allclose(leaves(updated)[[4]], masses[4], rtol=1e-4)
+    np.testing.assert_array_equal(np.delete(leaves(updated), 4), np.delete(leaves(memory), 4))
+    assert updated.tree[-1].sum() == pytest.approx(masses.sum(), rel=1e-4)
+    assert updated.largest == memory.largest
 
 
 def test_every_node_is_the_sum_of_its_children_after_many_writes():
