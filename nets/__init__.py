@@ -13,6 +13,8 @@ from nets.heads import (
     q_network,
     squashed_gaussian,
 )
+from nets.language import bert, gpt
+from nets.masked import mae_decoder, mae_encoder
 from nets.mlp import mlp
 from nets.net import (
     Net,
@@ -25,6 +27,7 @@ from nets.net import (
     preprocess,
     with_precision,
 )
+from nets.projector import projector
 from nets.recurrent import recurrent_actor_critic
 from nets.resnet import resnet, resnet_cifar
 from nets.vit import vit
@@ -34,6 +37,7 @@ __all__ = [
     "Net",
     "actor_critic",
     "airbench",
+    "bert",
     "chain",
     "cnn",
     "conv_decoder",
@@ -46,11 +50,15 @@ __all__ = [
     "ensemble",
     "from_linen",
     "from_nnx",
+    "gpt",
+    "mae_decoder",
+    "mae_encoder",
     "minatar_cnn",
     "mlp",
     "nature_cnn",
     "postprocess",
     "preprocess",
+    "projector",
     "q_network",
     "recurrent_actor_critic",
     "resnet",

@@ -4,57 +4,16 @@ from typing import Literal
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
-from nets.layers import StochasticDepth, activation_function, check_choice, check_rate
+from nets.layers import check_choice, check_rate
 from nets.net import Net, from_linen
+from nets.transformer import Block, check_heads, patch_tokens, prepend
+from nets.transformer import SelfAttention as SelfAttention
 
 Pool = Literal["cls", "mean"]
 
 # hidden, depth, heads, mlp_dim: Dosovitskiy et al. 2021, table 1, and Touvron et al. 2021.
 SIZES = {"Ti": (192, 12, 3, 768), "S": (384, 12, 6, 1536), "B": (768, 12, 12, 3072)}
-
-_xavier = nn.initializers.xavier_uniform()
-
-
-class SelfAttention(nn.Module):
-    """Multi-head self-attention over all tokens."""
-
-    heads: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps tokens `x[B, T, D]` to `[B, T, D]`; D is split evenly over the heads."""
-        batch, length, hidden = x.shape
-        shape = (batch, length, self.heads, hidden // self.heads)
-        query, key, value = (
-            nn.Dense(hidden, kernel_init=_xavier, name=name)(x).reshape(shape)
-            for name in ("query", "key", "value")
-        )
-        y = jax.nn.dot_product_attention(query, key, value)
-        return nn.Dense(hidden, kernel_init=_xavier, name="out")(y.reshape(x.shape))
-
-
-class EncoderBlock(nn.Module):
-    """Pre-norm transformer block."""
-
-    heads: int
-    mlp_dim: int
-    dropout: float = 0.0
-    stochastic_depth: float = 0.0
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """Maps tokens `x[B, T, D]` to `[B, T, D]`."""
-
-        def branch(y: jax.Array) -> jax.Array:
-            y = nn.Dropout(self.dropout, deterministic=not train)(y)
-            return StochasticDepth(self.stochastic_depth)(y, train)
-
-        x = x + branch(SelfAttention(self.heads)(nn.LayerNorm(epsilon=1e-6)(x)))
-        y = nn.Dense(self.mlp_dim, kernel_init=_xavier)(nn.LayerNorm(epsilon=1e-6)(x))
-        y = nn.Dropout(self.dropout, deterministic=not train)(activation_function("gelu")(y))
-        return x + branch(nn.Dense(x.shape[-1], kernel_init=_xavier)(y))
 
 
 class ViT(nn.Module):
@@ -73,25 +32,23 @@ class ViT(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Maps images `x[B, H, W, C]` to logits `[B, num_classes]`."""
-        patch = (self.patch_size, self.patch_size)
-        if x.shape[1] % self.patch_size or x.shape[2] % self.patch_size:
-            raise ValueError(
-                f"images of {x.shape[1]}x{x.shape[2]} cannot be cut into patches of "
-                f"{self.patch_size}x{self.patch_size}: choose a patch_size that divides both sides"
-            )
-        x = nn.Conv(self.hidden, patch, strides=patch, padding="VALID", name="patches")(x)
-        x = x.reshape(x.shape[0], -1, self.hidden)
+        x = patch_tokens(x, self.patch_size, self.hidden, nn.initializers.lecun_normal())
         if self.pool == "cls":
-            token = self.param("cls", nn.initializers.zeros, (1, 1, self.hidden))
-            token = jnp.broadcast_to(token.astype(x.dtype), (x.shape[0], 1, self.hidden))
-            x = jnp.concatenate([token, x], axis=1)
+            x = prepend(self.param("cls", nn.initializers.zeros, (1, 1, self.hidden)), x)
         positions = nn.initializers.normal(0.02)
         x = x + self.param("positions", positions, (1, *x.shape[1:]))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         for block in range(self.depth):
             # Rising linearly to the full rate at the last block.
             rate = self.stochastic_depth * block / max(1, self.depth - 1)
-            x = EncoderBlock(self.heads, self.mlp_dim, self.dropout, rate)(x, train)
+            x = Block(
+                self.heads,
+                self.mlp_dim,
+                dropout=self.dropout,
+                mlp_dropout=self.dropout,
+                stochastic_depth=rate,
+                name=f"EncoderBlock_{block}",
+            )(x, train=train)
         x = nn.LayerNorm(epsilon=1e-6)(x)
         x = x[:, 0] if self.pool == "cls" else x.mean(1)
         # Zero: the first loss is ln K exactly.
@@ -129,8 +86,7 @@ def vit(
     Raises:
       ValueError: sizes that do not divide, an unknown pool, a rate outside [0, 1).
     """
-    if hidden % heads:
-        raise ValueError(f"hidden {hidden} cannot be split over {heads} heads: choose a multiple")
+    check_heads("hidden", hidden, heads)
     check_choice("pool", pool, ("cls", "mean"))
     check_rate("dropout", dropout)
     check_rate("stochastic_depth", stochastic_depth)

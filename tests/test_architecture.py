@@ -38,7 +38,10 @@ RULES = {
     ),
     **{
         f"paradigms.{name}": Rule(
-            (*NUMERICS, "paradigms.core", "paradigms.data.augment", "nets.net")
+            (
+                *(*NUMERICS, "paradigms.core", "nets.net"),
+                *("paradigms.data.augment", "paradigms.data.patches"),
+            )
         )
         for name in PARADIGMS
     },

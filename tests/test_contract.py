@@ -38,6 +38,17 @@ from paradigms.reinforcement import (
     sac,
     td3,
 )
+from paradigms.self_supervised import (
+    bert,
+    byol,
+    gpt,
+    mae,
+    moco,
+    probed,
+    siamese,
+    simclr,
+    vicreg,
+)
 from paradigms.supervised import classifier, regressor
 from paradigms.unsupervised import autoencoder, gan, iwae, masking_noise, vae, vq_vae
 
@@ -91,6 +102,29 @@ DECODER = nets.mlp((8,), 4, norm="batch")
 CODER = nets.mlp((8,), 3, norm="batch", dropout=0.2), DECODER
 LATENT_CODER = nets.mlp((8,), 6, norm="batch", dropout=0.2), DECODER
 SLOW_SGD = optax.sgd(0.01, momentum=0.9)  # for losses that are summed over an example
+
+
+TEXT = {"tokens": jnp.arange(30).reshape(6, 5) % 7}
+# One word of each to fill in, so that as many words count as there are rows.
+GAPS = {"tokens": jnp.stack([jnp.ones(6, int), jnp.arange(6) % 4 + 2, jnp.ones(6, int)], 1)}
+TRANSFORMER: dict[str, Any] = {"layers": 1, "heads": 2, "width": 8, "context": 8, "dropout": 0.2}
+READER, FILLER = nets.gpt(7, **TRANSFORMER)[0], nets.bert(7, **TRANSFORMER)
+
+
+def shaken(key: jax.Array, x: jax.Array) -> jax.Array:
+    """Another view of anything."""
+    return x + 0.3 * jax.random.normal(key, x.shape)
+
+
+def twins(constructor: Callable[..., Learner], *parts: nets.Net, **options: Any) -> Case:
+    """A learner from two views of numbers, with batch norm in the backbone and dropout behind."""
+    backbone, projector = nets.mlp((8,), 8, norm="batch"), nets.mlp((8,), 7, dropout=0.2)
+    learner = constructor(backbone, projector, *parts, SLOW_SGD, shaken, **options)
+    return Case(learner, {"image": INPUTS["x"]})
+
+
+def contrast(first: jax.Array, second: jax.Array, mask: jax.Array | None) -> Any:
+    return {"loss": Mean.of(jnp.square(first - second - 1).mean(1), mask)}
 
 
 def line(optimizer: optax.GradientTransformation = SGD) -> Learner:
@@ -163,6 +197,34 @@ CASES: dict[str, Callable[[], Case]] = {
     "paradigms.core.transforms.lookahead": lambda: Case(
         transforms.lookahead(line(), period=2), TARGETS
     ),
+    "paradigms.core.transforms.windowed": lambda: Case(
+        transforms.windowed(gpt(READER, SGD), 4, 4), {"tokens": jnp.arange(40) % 7}, TEXT
+    ),
+    "paradigms.self_supervised.bert.bert": lambda: Case(
+        bert(FILLER, SGD, vocab_size=7, mask_token=0, special_tokens=[1], rate=1 - 1e-6), GAPS
+    ),
+    "paradigms.self_supervised.byol.byol": lambda: twins(
+        byol, nets.mlp((8,), 7, norm="batch"), steps=8, decay=0.9
+    ),
+    "paradigms.self_supervised.evaluation.probed": lambda: Case(
+        probed(line(), lambda state, batch: batch["x"] @ state.params, 7, SGD),
+        {**TARGETS, "label": jnp.arange(6)},
+    ),
+    "paradigms.self_supervised.gpt.gpt": lambda: Case(gpt(READER, SGD), TEXT),
+    "paradigms.self_supervised.joint_embedding.siamese": lambda: twins(siamese, loss=contrast),
+    "paradigms.self_supervised.mae.mae": lambda: Case(
+        mae(
+            nets.mae_encoder(2, 8, 1, 2, 8),
+            nets.mae_decoder(2, 1, (2, 2), 8, 1, 2, 8),
+            SGD,
+            patch_size=2,
+            mask_ratio=0.5,
+        ),
+        IMAGES,
+    ),
+    "paradigms.self_supervised.moco.moco": lambda: twins(moco, queue_size=24),
+    "paradigms.self_supervised.simclr.simclr": lambda: twins(simclr),
+    "paradigms.self_supervised.vicreg.vicreg": lambda: twins(vicreg),
     "paradigms.supervised.classification.classifier": lambda: Case(
         classifier(NET, SGD, input_name="x", label_smoothing=0.1), LABELLED
     ),

@@ -33,7 +33,8 @@ ATOMS = 51
 class Config(dqn_minatar.Config):
     """Options of this experiment, on top of those of DQN: so both have the same budget.
 
-    Noisy layers explore by themselves; `epsilon` and `exploration` matter without them.
+    Its `epsilon` too is DQN's, where the paper leaves exploration to the noise alone: without
+    sticky actions a game is the same every time, and some seeds went on playing those they knew.
     """
 
     double: bool = True
@@ -81,8 +82,6 @@ def main(config: Config) -> None:
         options["support"] = (-config.highest_return, config.highest_return)
     else:
         options["loss"] = "huber"
-    if config.noisy:
-        options["epsilon"] = 0.0
     agent = agents.dqn(config, net, **options)
     agents.train(main, config, net, agent, agents.minatar(config.game))
 

@@ -13,6 +13,9 @@ from paradigms.core.state import PyTree, TrainState
 Batch = Any
 Metrics = dict[str, Mean]
 
+# Updates from one look at the norms to the next, for on a CPU they take a small net a sixth of its
+# step (benchmarks/vae.py). A prime, lest it should keep time with another period and miss a net.
+NORM_PERIOD = 11
 _SMALL = 2**16  # numbers in a leaf
 
 
@@ -61,7 +64,10 @@ def minimise(
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         grads, (metrics, model_state) = jax.grad(loss, has_aux=True)(state.params, state, batch)
-        params, opt_state, norms = descend(optimizer, grads, state.opt_state, state.params)
+        when = state.step % NORM_PERIOD == 0
+        params, opt_state, norms = descend(
+            optimizer, grads, state.opt_state, state.params, when=when
+        )
         state = state.replace(
             step=state.step + 1, params=params, opt_state=opt_state, model_state=model_state
         )
@@ -76,6 +82,8 @@ def descend(
     opt_state: PyTree,
     params: PyTree,
     name: str = "",
+    *,
+    when: bool | jax.Array = True,
 ) -> tuple[PyTree, PyTree, Metrics]:
     """One optimiser step, with the three norms that tell whether training is healthy.
 
@@ -85,6 +93,8 @@ def descend(
       opt_state: the optimiser's.
       params: where the gradient was taken.
       name: of the net, where a learner has several; it ends the names of the norms.
+      when: whether to measure the norms, which are absent otherwise. Learners do so in every
+        `NORM_PERIOD`th update.
 
     Returns:
       `(params, opt_state, metrics)`; the metrics are the global norms of the gradient (before any
@@ -92,8 +102,19 @@ def descend(
     """
     updates, opt_state = optimizer.update(grads, opt_state, params)
     trees = {"gradient": grads, "parameter": params, "update": updates}
+
+    def measure() -> list[jax.Array]:
+        return [norm(tree) for tree in trees.values()]
+
+    if isinstance(when, jax.Array) and jax.default_backend() == "cpu":
+        norms = jax.lax.cond(when, measure, lambda: [jnp.zeros(())] * len(trees))
+    else:  # where to wait for a decision takes longer than the norms
+        norms = measure()
     suffix = f"/{name}" if name else ""
-    metrics = {f"norm/{kind}{suffix}": Mean.of(norm(tree)) for kind, tree in trees.items()}
+    metrics = {
+        f"norm/{kind}{suffix}": Mean.of(value, jnp.float32(when))
+        for kind, value in zip(trees, norms, strict=True)
+    }
     return optax.apply_updates(params, updates), opt_state, metrics
 
 
@@ -116,8 +137,9 @@ def descend_net(
       of `descend`, whose names end in the net's.
     """
     grads, (aux, model_state) = jax.grad(loss, has_aux=True)(state.params[name])
+    when = state.step % NORM_PERIOD == 0
     params, opt_state, norms = descend(
-        optimizer, grads, state.opt_state[name], state.params[name], name
+        optimizer, grads, state.opt_state[name], state.params[name], name, when=when
     )
     state = state.replace(
         params={**state.params, name: params},

@@ -206,6 +206,38 @@ def draw_points(points: Mapping[str, np.ndarray], path: Path) -> None:
     _save_figure(figure, path)
 
 
+def draw_classes(places: Mapping[str, np.ndarray], label: np.ndarray, path: Path) -> None:
+    """Draws the same points, coloured by their class, in one panel for each way to place them.
+
+    Without matplotlib nothing is drawn, and a line in the log says so.
+
+    Args:
+      places: by name, `[N, 2]`.
+      label: int `[N]`, classes from 0.
+      path: of the PNG file.
+
+    Raises:
+      InputError: shapes do not fit, or the file cannot be written.
+    """
+    label = np.asarray(label)
+    if wrong := {k: np.shape(v) for k, v in places.items() if np.shape(v) != (len(label), 2)}:
+        raise InputError(f"draw_classes: expected arrays [{len(label)}, 2], got shapes {wrong}")
+    figure = _figure((5.0 * len(places), 5.2), "embeddings")
+    if figure is None:
+        return
+    for axes, (name, points) in zip(
+        np.ravel(figure.subplots(1, len(places))), places.items(), strict=True
+    ):
+        drawn = axes.scatter(*np.asarray(points).T, s=8, c=label, cmap="tab10", linewidths=0)
+        axes.set_title(name, loc="left", fontsize=10, fontweight="bold")
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.spines[["top", "right", "bottom", "left"]].set_visible(False)
+    handles, names = drawn.legend_elements(num=None)
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
+    _save_figure(figure, path)
+
+
 def _figure(size: tuple[float, float], what: str) -> Any:
     """An empty figure outside pyplot, which would keep it alive and may want a screen."""
     try:

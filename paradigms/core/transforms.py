@@ -3,10 +3,11 @@
 They compose. `seeded(repeated(resident(learner, 128), 100), metrics_axis=1)` trains several seeds,
 each drawing its own minibatches from one data set on the device, a hundred updates to a dispatch.
 Transformations that add an axis to the state (`seeded`, `swept`) go outside those that read the
-state (`resident`, `averaged`, `lookahead`). `repeated` and `chunked` may go inside of them or
-outside, with the same bits. Inside is the faster where runs take turns ("map"), for a run's state
-is then copied once a dispatch and not once an update, which a replay memory makes thirty times as
-slow; `metrics_axis=1` keeps the updates on the first axis of the metrics, as `fit` expects.
+state (`resident`, `windowed`, `averaged`, `lookahead`). `repeated` and `chunked` may go inside of
+them or outside, with the same bits. Inside is the faster where runs take turns ("map"), for a run's
+state is then copied once a dispatch and not once an update, which a replay memory makes thirty
+times as slow; `metrics_axis=1` keeps the updates on the first axis of the metrics, as `fit`
+expects.
 """
 
 from collections.abc import Callable, Mapping
@@ -87,6 +88,58 @@ def resident(learner: Learner, batch_size: int) -> Learner:
         index = batch_indices(data_key(key), step, size, batch_size)
         batch = jax.tree.map(lambda leaf: leaf.at[index].get(mode="clip"), dict(data))
         return constrain_batch({**batch, "index": index})
+
+    return _drawing(learner, draw)
+
+
+def windowed(learner: Learner, batch_size: int, length: int) -> Learner:
+    """Takes one long stream, as of the tokens of a text, and draws windows of it inside jit.
+
+    It is `resident` with the windows `[length + 1]` that begin at each of the first `N - length`
+    places for rows: within an epoch no window comes twice, and the windows of step s are a function
+    of (seed, s). The stream is stored once, and the windows are not. `index`, int32 `[batch_size]`,
+    says where they begin. Evaluation takes windows: see `paradigms.data.tokens.windows`.
+
+    Args:
+      learner: gets batches `[batch_size, length + 1]`, for a language model `length` tokens and
+        the one that follows each of them.
+      batch_size: number of windows in the global batch.
+      length: of a window, without its last token; at least 1.
+
+    Returns:
+      A learner whose batch is a dict of arrays `[N]`, `{"tokens": int[N]}`.
+
+    Raises:
+      InputError: the stream is empty or has no window of this length, the arrays differ in length,
+        or the batch is empty or larger than the number of windows.
+    """
+    if length < 1:
+        raise InputError(f"windowed(length={length}): expected at least 1")
+
+    def draw(key: jax.Array, step: jax.Array, data: Mapping[str, jax.Array]) -> Batch:
+        size = common_length(dict(data), "windowed")
+        if size <= length:
+            raise InputError(
+                f"windowed: a window of {length} + 1 tokens does not fit a text of {size}: take a "
+                "shorter window or a longer text"
+            )
+        index = batch_indices(data_key(key), step, size - length, batch_size)
+
+        def cut(leaf: jax.Array) -> jax.Array:
+            def window(start: jax.Array) -> jax.Array:
+                return jax.lax.dynamic_slice_in_dim(leaf, start, length + 1)
+
+            return jax.vmap(window)(index)
+
+        return constrain_batch({**jax.tree.map(cut, dict(data)), "index": index})
+
+    return _drawing(learner, draw)
+
+
+def _drawing(
+    learner: Learner, draw: Callable[[jax.Array, jax.Array, Mapping[str, jax.Array]], Batch]
+) -> Learner:
+    """Takes the whole data set; its batch is `draw(key, step, data)`."""
 
     def init(key: jax.Array, data: Mapping[str, jax.Array]) -> TrainState:
         return learner.init(key, draw(key, jnp.zeros((), jnp.int32), data))

@@ -1,9 +1,12 @@
 """Data sets as dicts of numpy arrays, and streams of batches for sets larger than memory.
 
-A set in RAM is `{"image": uint8 [N, H, W, C], "label": int32 [N]}`. Importing this package imports
-none of the packages that decode or stream; each function imports what it needs.
+A set in RAM is `{"image": uint8 [N, H, W, C], "label": int32 [N]}`. `text` loads texts, and
+`tokens` makes numbers of them: `{"tokens": int32 [N]}`. Importing this package imports none of the
+packages that decode or stream; each function imports what it needs.
 """
 
+from paradigms.data import text as text
+from paradigms.data import tokens as tokens
 from paradigms.data.arrays import check_labels as check_labels
 from paradigms.data.arrays import few_labels as few_labels
 from paradigms.data.arrays import from_arrays as from_arrays

@@ -9,7 +9,8 @@ leaves uint8.
 Each random operation is a constructor that reads like its paper, on top of a deterministic function
 that takes the drawn numbers: `flip()` on `flip_where`, `translate(4)` on `shift`, `rotate(15)` on
 `rotate_by`, `cutout(8)` on `erase`. Label-mixing operations are of another type, for they return
-new labels as well.
+new labels as well. More operations are in `paradigms.data.geometry` (moves between pixels, resized
+crops), `paradigms.data.colour` and `paradigms.data.rand_augment`.
 
 A constructor raises `InputError` for arguments that no image can meet; an operation raises it, when
 it is traced, for an image that does not fit. Strengths may be traced, as under a sweep.
@@ -22,9 +23,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from paradigms.core.errors import InputError
+from paradigms.data.geometry import rotate as rotate
+from paradigms.data.geometry import rotate_by as rotate_by
+from paradigms.data.images import Augmentation as Augmentation
+from paradigms.data.images import (
+    Fill,
+    Number,
+    check_image,
+    check_probability,
+    fill_colour,
+    require,
+    unit,
+)
 
-Augmentation = Callable[[jax.Array, jax.Array], jax.Array]
 LabelMixing = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 Padding = Literal["reflect", "constant"]
 
@@ -37,7 +48,7 @@ CIFAR10 = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 def identity(key: jax.Array, image: jax.Array) -> jax.Array:
     """The augmentation that changes nothing."""
     del key
-    _check_image(image)
+    check_image(image)
     return image
 
 
@@ -45,10 +56,32 @@ def compose(*operations: Augmentation) -> Augmentation:
     """Applies `operations` from left to right, each with a key of its own by its position."""
 
     def apply(key: jax.Array, image: jax.Array) -> jax.Array:
-        _check_image(image)
+        check_image(image)
         for position, operation in enumerate(operations):
             image = operation(jax.random.fold_in(key, position), image)
         return image
+
+    return apply
+
+
+def sometimes(operation: Augmentation, probability: Number) -> Augmentation:
+    """Applies `operation`, which keeps the shape, to each image with the given probability.
+
+    It runs on the whole batch, and each image takes its result or stays as it is.
+    """
+    check_probability("sometimes", probability)
+
+    def apply(key: jax.Array, image: jax.Array) -> jax.Array:
+        check_image(image)
+        flag_key, operation_key = jax.random.split(key)
+        flag = jax.random.bernoulli(flag_key, jnp.float32(probability), (len(image),))
+        changed = operation(operation_key, image)
+        require(
+            changed.shape == image.shape and changed.dtype == image.dtype,
+            f"sometimes: the operation made {changed.dtype}{list(changed.shape)} of "
+            f"{image.dtype}{list(image.shape)}; give one that keeps shape and dtype",
+        )
+        return jnp.where(flag[:, None, None, None], changed, image)
 
     return apply
 
@@ -89,7 +122,7 @@ def shift(image: jax.Array, offset: jax.Array, mode: Padding = "constant") -> ja
       offset: `[B, 2]` integers; with `mode="reflect"` smaller in size than H and W.
       mode: what enters, `"reflect"` (mirrored about the edge pixel) or `"constant"` (0).
     """
-    _check_image(image)
+    check_image(image)
     _, height, width, _ = image.shape
     rows = jnp.arange(height) - offset[:, :1]
     columns = jnp.arange(width) - offset[:, 1:]
@@ -105,15 +138,12 @@ def shift(image: jax.Array, offset: jax.Array, mode: Padding = "constant") -> ja
     return jnp.where(inside[..., None], moved, jnp.zeros((), image.dtype))
 
 
-def flip(probability: float | jax.Array = 0.5) -> Augmentation:
+def flip(probability: Number = 0.5) -> Augmentation:
     """Mirrors left and right with the given probability. Digits and letters do not survive it."""
-    _require(
-        (probability >= 0) & (probability <= 1),
-        f"flip: probability is {probability}; give a number from 0 to 1",
-    )
+    check_probability("flip", probability)
 
     def apply(key: jax.Array, image: jax.Array) -> jax.Array:
-        _check_image(image)
+        check_image(image)
         return flip_where(image, jax.random.bernoulli(key, probability, (len(image),)))
 
     return apply
@@ -121,7 +151,7 @@ def flip(probability: float | jax.Array = 0.5) -> Augmentation:
 
 def flip_where(image: jax.Array, flag: jax.Array) -> jax.Array:
     """Mirrors left and right those images of `[B, H, W, C]` whose bool `flag[B]` is set."""
-    _check_image(image)
+    check_image(image)
     return jnp.where(flag[:, None, None, None], image[:, :, ::-1], image)
 
 
@@ -145,58 +175,7 @@ def alternating_flags(key: jax.Array, index: jax.Array, epoch: jax.Array) -> jax
     return start ^ (epoch % 2 == 1)
 
 
-def rotate(max_degrees: float | jax.Array) -> Augmentation:
-    """Rotates about the centre by an angle uniform over `-max_degrees..max_degrees`.
-
-    See `rotate_by`; what enters is 0.
-    """
-    _require(
-        (max_degrees >= 0) & (max_degrees <= 180),
-        f"rotate: max_degrees is {max_degrees}; give a number from 0 to 180",
-    )
-
-    def apply(key: jax.Array, image: jax.Array) -> jax.Array:
-        _check_image(image)
-        bound = jnp.deg2rad(max_degrees)
-        angle = jax.random.uniform(key, (len(image),), minval=-bound, maxval=bound)
-        return rotate_by(image, angle)
-
-    return apply
-
-
-def rotate_by(image: jax.Array, angle: jax.Array) -> jax.Array:
-    """Rotates each image counter-clockwise about its centre.
-
-    Bilinear interpolation over an image that is 0 outside its frame; uint8 is rounded to nearest.
-
-    Args:
-      image: `[B, H, W, C]`.
-      angle: float `[B]`, radians.
-    """
-    _check_image(image)
-    _, height, width, _ = image.shape
-    down = jnp.arange(height, dtype=jnp.float32)[:, None] - (height - 1) / 2
-    right = jnp.arange(width, dtype=jnp.float32)[None, :] - (width - 1) / 2
-    cos, sin = jnp.cos(angle)[:, None, None], jnp.sin(angle)[:, None, None]
-    # Where each pixel of the result comes from: the position turned back by the angle.
-    rows = cos * down + sin * right + (height - 1) / 2
-    columns = cos * right - sin * down + (width - 1) / 2
-    top, left = jnp.floor(rows), jnp.floor(columns)
-    total = jnp.zeros(image.shape, jnp.float32)
-    for row, row_weight in ((top, top + 1 - rows), (top + 1, rows - top)):
-        for column, column_weight in ((left, left + 1 - columns), (left + 1, columns - left)):
-            inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-            weight = jnp.where(inside, row_weight * column_weight, 0.0)
-            pixel = jax.vmap(lambda source, r, c: source[r, c])(
-                image,
-                jnp.clip(row, 0, height - 1).astype(jnp.int32),
-                jnp.clip(column, 0, width - 1).astype(jnp.int32),
-            )
-            total += weight[..., None] * pixel
-    return jnp.round(total).astype(image.dtype) if image.dtype == jnp.uint8 else total
-
-
-def cutout(size: int, fill: float | Sequence[float] = 0.5) -> Augmentation:
+def cutout(size: int, fill: Fill = 0.5) -> Augmentation:
     """Paints over a square whose centre is uniform over the image (DeVries & Taylor 2017).
 
     The square covers `size` rows from `centre - size // 2` on and as many columns, and is clipped
@@ -207,12 +186,12 @@ def cutout(size: int, fill: float | Sequence[float] = 0.5) -> Augmentation:
       fill: one value, or one per channel, on the scale of a float image; a uint8 image gets
         `round(255 * fill)`. The paper's fill is the mean of the training set.
     """
-    _require(size >= 0, f"cutout: size is {size}; give 0 or more pixels")
+    require(size >= 0, f"cutout: size is {size}; give 0 or more pixels")
 
     def apply(key: jax.Array, image: jax.Array) -> jax.Array:
-        _check_image(image)
+        check_image(image)
         batch, height, width, _ = image.shape
-        _require(
+        require(
             size <= min(height, width),
             f"cutout: size {size} exceeds the image of {height} x {width}; "
             f"give at most {min(height, width)}",
@@ -223,26 +202,13 @@ def cutout(size: int, fill: float | Sequence[float] = 0.5) -> Augmentation:
     return apply
 
 
-def erase(
-    image: jax.Array, centre: jax.Array, size: int, fill: float | Sequence[float] = 0.5
-) -> jax.Array:
+def erase(image: jax.Array, centre: jax.Array, size: int, fill: Fill = 0.5) -> jax.Array:
     """Paints over the square around `centre` (int `[B, 2]`: row, column); see `cutout`."""
-    _check_image(image)
-    _, height, width, channels = image.shape
-    colour = np.asarray(fill, np.float32)
-    _require(
-        colour.shape in ((), (1,), (channels,)),
-        f"fill has shape {colour.shape}; give one number or {channels}, one per channel",
-    )
-    if image.dtype == jnp.uint8:
-        _require(
-            bool(((colour >= 0) & (colour <= 1)).all()),
-            f"fill of a uint8 image is {fill}; give numbers from 0 to 1",
-        )
-        colour = np.round(255 * colour)
+    check_image(image)
+    colour = fill_colour(fill, image)
     start = centre - size // 2
     inside = _inside(start[:, 0], start[:, 0] + size, start[:, 1], start[:, 1] + size, image)
-    return jnp.where(inside, jnp.asarray(colour, image.dtype), image)
+    return jnp.where(inside, colour, image)
 
 
 def binarise() -> Augmentation:
@@ -253,8 +219,8 @@ def binarise() -> Augmentation:
     """
 
     def apply(key: jax.Array, image: jax.Array) -> jax.Array:
-        _check_image(image)
-        bright = jax.random.bernoulli(key, _unit(image), image.shape)
+        check_image(image)
+        bright = jax.random.bernoulli(key, unit(image), image.shape)
         return bright.astype(image.dtype) * (255 if image.dtype == jnp.uint8 else 1)
 
     return apply
@@ -271,26 +237,26 @@ def normalise(mean: Sequence[float], std: Sequence[float]) -> Callable[[jax.Arra
       std: per channel, above 0.
     """
     centre, scale = np.asarray(mean, np.float32), np.asarray(std, np.float32)
-    _require(
+    require(
         centre.ndim == 1 and centre.shape == scale.shape,
         f"normalise: mean has shape {centre.shape} and std {scale.shape}; "
         "give one number per channel in each",
     )
-    _require(bool((scale > 0).all()), f"normalise: std is {std}; give numbers above 0")
+    require(bool((scale > 0).all()), f"normalise: std is {std}; give numbers above 0")
 
     def apply(image: jax.Array) -> jax.Array:
-        _check_image(image)
-        _require(
+        check_image(image)
+        require(
             image.shape[-1] == len(centre),
             f"normalise: the image has {image.shape[-1]} channels and mean {len(centre)} values; "
             "give one per channel",
         )
-        return (_unit(image) - centre) / scale
+        return (unit(image) - centre) / scale
 
     return apply
 
 
-def mixup(alpha: float | jax.Array) -> LabelMixing:
+def mixup(alpha: Number) -> LabelMixing:
     """Convex combinations of pairs of examples (Zhang et al. 2018).
 
     `(key, image, labels) -> (image, labels)`, where `labels` are class probabilities `[B, K]` and
@@ -324,14 +290,14 @@ def mix(
       partner: int `[B]`, a permutation of the batch.
       share: float scalar in [0, 1], the lambda of mixup; 1 leaves the batch clean.
     """
-    image = _unit(image)
+    image = unit(image)
     return (
         share * image + (1 - share) * image[partner],
         share * labels + (1 - share) * labels[partner],
     )
 
 
-def cutmix(alpha: float | jax.Array) -> LabelMixing:
+def cutmix(alpha: Number) -> LabelMixing:
     """Pastes a box of another image of the batch (Yun et al. 2019, equations 1 and 2).
 
     `(key, image, labels) -> (image, labels)` as for `mixup`. One lambda ~ Beta(alpha, alpha), one
@@ -371,7 +337,7 @@ def paste(
     """
     inside = _inside(start[:1], stop[:1], start[1:], stop[1:], image)
     share = 1 - inside.mean(dtype=jnp.float32)
-    image = _unit(image)
+    image = unit(image)
     return (
         jnp.where(inside, image[partner], image),
         share * labels + (1 - share) * labels[partner],
@@ -380,9 +346,9 @@ def paste(
 
 def _random_shift(bound: int, mode: Padding) -> Augmentation:
     def apply(key: jax.Array, image: jax.Array) -> jax.Array:
-        _check_image(image)
+        check_image(image)
         batch, height, width, _ = image.shape
-        _require(
+        require(
             mode == "constant" or bound < min(height, width),
             f"{bound} pixels cannot be reflected in an image of {height} x {width}; "
             f"give at most {min(height, width) - 1}, or mode='constant'",
@@ -411,39 +377,22 @@ def _inside(
     return (inside_rows[:, :, None] & inside_columns[:, None, :])[..., None]
 
 
-def _unit(image: jax.Array) -> jax.Array:
-    return image.astype(jnp.float32) / 255 if image.dtype == jnp.uint8 else image
-
-
-def _require(holds: bool | jax.Array, message: str) -> None:
-    if not isinstance(holds, jax.core.Tracer) and not holds:
-        raise InputError(message)
-
-
-def _check_image(image: jax.Array) -> None:
-    _require(
-        image.ndim == 4 and image.dtype in (jnp.uint8, jnp.float32),
-        f"image is {image.dtype}{list(image.shape)}; "
-        "augmentation takes uint8 or float32 of shape [B, H, W, C]",
-    )
-
-
 def _check_labels(name: str, image: jax.Array, labels: jax.Array) -> None:
-    _check_image(image)
-    _require(
+    check_image(image)
+    require(
         labels.ndim == 2 and len(labels) == len(image) and labels.dtype == jnp.float32,
         f"{name}: labels are {labels.dtype}{list(labels.shape)} for {len(image)} images; give "
         "float32 class probabilities [B, K], such as jax.nn.one_hot(label, classes)",
     )
 
 
-def _check_alpha(name: str, alpha: float | jax.Array) -> None:
-    _require(alpha > 0, f"{name}: alpha is {alpha}; give a number above 0")
+def _check_alpha(name: str, alpha: Number) -> None:
+    require(alpha > 0, f"{name}: alpha is {alpha}; give a number above 0")
 
 
 def _check_shift(name: str, argument: str, pixels: int, mode: str) -> None:
-    _require(pixels >= 0, f"{name}: {argument} is {pixels}; give 0 or more pixels")
-    _require(
+    require(pixels >= 0, f"{name}: {argument} is {pixels}; give 0 or more pixels")
+    require(
         mode in ("reflect", "constant"),
         f"{name}: mode is {mode!r}; give 'reflect' or 'constant'",
     )

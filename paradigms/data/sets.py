@@ -41,7 +41,7 @@ def load(name: str, split: str, data_dir: str | os.PathLike[str] | None = None) 
     Raises:
       InputError: unknown set or split, nothing on disk and no network, or damaged files.
     """
-    folder = _data_dir(data_dir)
+    folder = data_folder(data_dir)
     if name == "digits":
         raise InputError("digits is embedded and has no files: call data.digits(split, seed)")
     if not _NAME.fullmatch(name):
@@ -86,7 +86,7 @@ def prepare(
     """
     if name not in official.SETS:
         raise InputError(f"cannot prepare '{name}': choose from {', '.join(official.SETS)}")
-    folder = _data_dir(data_dir)
+    folder = data_folder(data_dir)
     found = prepared.find(name, folder)
     if found is not None:
         return found
@@ -122,7 +122,7 @@ def binarized_mnist(split: str, data_dir: str | os.PathLike[str] | None = None) 
         raise InputError(
             f"binarized_mnist has no split '{split}': choose {', '.join(binarized.SPLITS)}"
         )
-    bits = binarized.read(_data_dir(data_dir) / binarized.NAME, split)
+    bits = binarized.read(data_folder(data_dir) / binarized.NAME, split)
     return {"image": 255 * bits.reshape(-1, 28, 28, 1)}
 
 
@@ -157,7 +157,8 @@ def digits(split: str, seed: int = 0) -> Data:
     return {"image": image, "label": bunch.target[rows].astype(np.int32)}
 
 
-def _data_dir(given: str | os.PathLike[str] | None) -> Path:
+def data_folder(given: str | os.PathLike[str] | None) -> Path:
+    """The folder of data sets that `load` searches when it is given `data_dir=given`."""
     folder = (
         given
         or os.environ.get("PARADIGMS_DATA_DIR")

@@ -8,7 +8,7 @@ import optax
 
 from nets.net import Net
 from paradigms.core.errors import InputError
-from paradigms.core.learner import Batch, Learner, Metrics, descend
+from paradigms.core.learner import NORM_PERIOD, Batch, Learner, Metrics, descend
 from paradigms.core.metrics import Mean
 from paradigms.core.optimizers import Scalar, Scheduled, current
 from paradigms.core.state import PyTree, TrainState
@@ -190,7 +190,6 @@ def dqn(
     def learn(
         state: TrainState, batch: Batch, key: jax.Array, number: jax.Array
     ) -> tuple[TrainState, Metrics, jax.Array]:
-        del number
         weights = importance_weights(batch["mass"], current(beta, state.world["steps"]))
 
         def loss_of(params: PyTree) -> tuple[jax.Array, Any]:
@@ -198,7 +197,10 @@ def dqn(
             return (weights * losses).mean(), (losses, *others)
 
         grads, (losses, error, q, model_state) = jax.grad(loss_of, has_aux=True)(state.params)
-        params, opt_state, norms = descend(optimizer, grads, state.opt_state, state.params)
+        when = number % NORM_PERIOD == 0
+        params, opt_state, norms = descend(
+            optimizer, grads, state.opt_state, state.params, when=when
+        )
         state = state.replace(params=params, opt_state=opt_state, model_state=model_state)
         means = {"loss": Mean.of(losses), "error": Mean.of(error), "q": Mean.of(q)}
         return state, {**means, **norms}, error

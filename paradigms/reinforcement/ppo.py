@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from nets.net import Net
+from paradigms.core import metrics as metrics_lib
 from paradigms.core.errors import InputError
 from paradigms.core.learner import Batch, Learner, Metrics, descend, norm
 from paradigms.core.mesh import constrain_batch
@@ -143,25 +144,36 @@ def in_minibatches(
       minibatches: in one pass.
 
     Returns:
-      The state, and the metrics added up. Of the norms of `descend` that of the gradient is of the
-      minibatches; that of the update is of all of them together, and needs computing only once.
+      The state, and the means over the minibatches. Of the norms of `descend` that of the gradient
+      is of the last one, and that of the update is of all of them together.
     """
 
-    def one(state: TrainState, index: jax.Array) -> tuple[TrainState, Measured]:
+    def one(
+        state: TrainState, xs: tuple[jax.Array, jax.Array]
+    ) -> tuple[TrainState, tuple[Measured, Mean]]:
+        index, last = xs
         batch = constrain_batch(jax.tree.map(lambda leaf: leaf[index], examples))
         grads, (measured, model_state) = jax.grad(loss, has_aux=True)(state.params, state, batch)
-        params, opt_state, norms = descend(optimizer, grads, state.opt_state, state.params)
+        params, opt_state, norms = descend(
+            optimizer, grads, state.opt_state, state.params, when=last
+        )
         state = state.replace(params=params, opt_state=opt_state, model_state=model_state)
-        return state, {**measured, "norm/gradient": norms["norm/gradient"].total}
+        return state, (measured, norms["norm/gradient"])
 
     before = state.params
     size = len(jax.tree.leaves(examples)[0])
     keys = jax.random.split(state.rng("shuffle"), epochs)
     index = jax.vmap(lambda key: jax.random.permutation(key, size))(keys)
-    state, measured = jax.lax.scan(one, state, index.reshape(epochs * minibatches, -1))
+    steps = epochs * minibatches
+    last = jnp.arange(steps) == steps - 1
+    state, (measured, gradient) = jax.lax.scan(one, state, (index.reshape(steps, -1), last))
     change = jax.tree.map(jnp.subtract, state.params, before)
-    norms = {"norm/parameter": Mean.of(norm(before)), "norm/update": Mean.of(norm(change))}
-    return state, {**{name: Mean.of(values) for name, values in measured.items()}, **norms}
+    return state, {
+        **{name: Mean.of(values) for name, values in measured.items()},
+        **metrics_lib.collapse({"norm/gradient": gradient}),
+        "norm/parameter": Mean.of(norm(before)),
+        "norm/update": Mean.of(norm(change)),
+    }
 
 
 def ppo(

@@ -11,7 +11,7 @@ import optax
 from nets.net import Net
 from paradigms.core import metrics as metrics_lib
 from paradigms.core.errors import InputError
-from paradigms.core.learner import Batch, Learner, Metrics, descend
+from paradigms.core.learner import NORM_PERIOD, Batch, Learner, Metrics, descend
 from paradigms.core.metrics import Mean, Means
 from paradigms.core.optimizers import Scalar
 from paradigms.core.state import PyTree, TrainState, fold_name
@@ -266,7 +266,10 @@ def vq_vae(
         grads, (metrics, model_state, statistics) = jax.grad(loss_of, has_aux=True)(
             state.params, state, batch
         )
-        params, opt_state, norms = descend(optimizer, grads, state.opt_state, state.params)
+        when = state.step % NORM_PERIOD == 0
+        params, opt_state, norms = descend(
+            optimizer, grads, state.opt_state, state.params, when=when
+        )
         book, revived, counts, sums = statistics
         old, begins = state.memory, state.step % revive_every == 0
         memory = {

@@ -31,6 +31,7 @@ from paradigms.reinforcement import (
     time_limit,
     uniform_replay,
 )
+from paradigms.self_supervised import byol, moco, simclr, vicreg
 from paradigms.supervised import classifier
 
 BATCH, WIDTH = 64, 128
@@ -353,6 +354,38 @@ def agents_divide_their_worlds_and_their_learning():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
+def joint_embeddings_see_the_global_batch():
+    """Negatives, queue, batch norm and covariances are of all devices; so are their gradients."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    backbone, projector = nets.mlp((WIDTH,), WIDTH, norm="batch"), nets.mlp((WIDTH,), 16)
+    parts = backbone, projector, optimizers.sgd(0.1)
+
+    def noise(key, image):
+        return image + jax.random.normal(key, image.shape)
+
+    predictor = nets.mlp((16,), 16, norm="batch")
+    eight, batch = mesh.make_mesh("data=4,fsdp=2"), {"image": data()["x"][:BATCH]}
+    for learner in (
+        simclr(*parts, noise),
+        vicreg(*parts, noise),
+        moco(*parts, noise, queue_size=2 * BATCH),
+        byol(backbone, projector, predictor, parts[2], noise, steps=9),
+    ):
+        state = jax.jit(learner.init)(jax.random.key(0), batch)
+        alone = compiled(learner.update, state, batch)
+        expected, means = alone(state, batch)
+        with jax.set_mesh(eight):
+            placed = mesh.shard_state(state, eight), mesh.shard_batch(batch, eight)
+            shared = compiled(learner.update, *placed)
+            found, same_means = shared(*placed)
+        assert 5 < flops(alone) / flops(shared) <= 8
+        close(*({k: m.value() for k, m in each.items()} for each in (same_means, means)))
+        # One step of plain descent: the difference is the gradient.
+        for part in ("params", "model_state", "target", "memory"):
+            close(getattr(found, part), getattr(expected, part))
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 if __name__ == "__main__":
     assert jax.device_count() == 8
     assert len(mesh.make_mesh("data=2").devices) == 2
@@ -366,6 +399,7 @@ if __name__ == "__main__":
         a_resident_network_divides_its_work,
         batches_from_the_host_divide_their_work,
         agents_divide_their_worlds_and_their_learning,
+        joint_embeddings_see_the_global_batch,
     ):
         check()
         print(check.__name__, "passed")

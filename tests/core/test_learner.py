@@ -7,8 +7,9 @@ import optax
 import pytest
 
 from paradigms.core import optimizers
-from paradigms.core.learner import descend, minimise, norm
+from paradigms.core.learner import NORM_PERIOD, descend, minimise, norm
 from paradigms.core.metrics import Mean, derive
+from paradigms.core.transforms import repeated
 
 
 def quadratic(optimizer, factor=lambda state: 1.0):
@@ -44,10 +45,24 @@ def test_a_step_downhill():
     }
     state, metrics = learner.update(state, TARGET)
     np.testing.assert_allclose(state.params["w"], (1 - 0.75**2) * TARGET)
-    assert derive(metrics)["norm/parameter"] == 2.5
+    assert derive(metrics).keys() == {"loss"}  # norms are not measured at every step
     assert derive(learner.evaluate(state, TARGET, jax.random.key(0))) == {
         "distance": pytest.approx(10 * 0.75**2)
     }
+
+
+def test_norms_come_periodically_and_are_right_when_they_do():
+    learner = quadratic(optax.sgd(0.25))
+    state = learner.init(jax.random.key(0), TARGET)
+    state, metrics = jax.jit(repeated(learner, 2 * NORM_PERIOD + 1).update)(state, TARGET)
+    measured = [0, NORM_PERIOD, 2 * NORM_PERIOD]
+    for kind, scale in (("gradient", 10.0), ("update", 2.5)):
+        norms = metrics[f"norm/{kind}"]
+        np.testing.assert_array_equal(np.flatnonzero(norms.count), measured)
+        np.testing.assert_allclose(
+            norms.total[jnp.array(measured)], scale * 0.75 ** jnp.array(measured), rtol=1e-5
+        )
+        assert np.count_nonzero(norms.total) == len(measured)
 
 
 def test_the_gradient_norm_is_taken_before_clipping():

@@ -20,6 +20,7 @@ from paradigms.core.transforms import (
     resident,
     seeded,
     swept,
+    windowed,
 )
 from paradigms.supervised import classifier
 
@@ -196,6 +197,78 @@ def test_a_resident_set_is_an_argument_and_stays_as_it_is():
 def test_a_set_that_does_not_fit_is_one_line(data, batch_size, words):
     with pytest.raises(InputError, match=words) as caught:
         resident(line(), batch_size).init(KEY, data)
+    assert "\n" not in str(caught.value)
+
+
+# windowed ----------------------------------------------------------------------------------------
+
+STREAM = {"tokens": jnp.arange(100, 123, dtype=jnp.uint8), "document": jnp.arange(23) // 8}
+
+
+def reader():
+    """Reports the windows that it gets, and adds them up."""
+
+    def init(key, batch):
+        return jnp.zeros(batch["tokens"].shape[1]), {}
+
+    def loss(params, state, batch):
+        metrics = {name: Mean(total=jnp.float32(leaf), count=1) for name, leaf in batch.items()}
+        return params @ jnp.float32(batch["tokens"].sum(0)), (metrics, state.model_state)
+
+    return minimise(loss, optax.sgd(1e-3), init=init, evaluate=None)
+
+
+def test_windowed_is_resident_with_the_windows_for_rows():
+    starts = np.arange(23 - 4)
+    tables = {name: leaf[starts[:, None] + np.arange(5)] for name, leaf in STREAM.items()}
+    drawing, materialised = windowed(reader(), 6, 4), resident(reader(), 6)
+    state, other = jax.jit(drawing.init)(KEY, STREAM), jax.jit(materialised.init)(KEY, tables)
+    equal(state, other)
+    update, expect = jax.jit(drawing.update), jax.jit(materialised.update)
+    seen = []
+    for step in range(6):  # two epochs, each of which leaves one window out
+        state, found = update(state, STREAM)
+        other, expected = expect(other, tables)
+        equal((state, found), (other, expected))
+        index = np.int32(found["index"].total)
+        np.testing.assert_array_equal(index, batch_indices(data_key(KEY), step, 19, 6))
+        np.testing.assert_array_equal(found["tokens"].total, 100 + index[:, None] + np.arange(5))
+        seen.append(index)
+    for epoch in (seen[:3], seen[3:]):
+        assert len(np.unique(epoch)) == 18
+    assert (np.ravel(seen[:3]) != np.ravel(seen[3:])).any()
+    # The batch of a step needs no history.
+    _, again = update(drawing.init(KEY, STREAM).replace(step=jnp.int32(4)), STREAM)
+    np.testing.assert_array_equal(again["index"].total, seen[4])
+
+
+def test_every_window_comes_once_in_an_epoch():
+    update = jax.jit(repeated(windowed(reader(), 2, 5), 9).update)  # 18 places
+    _, metrics = update(windowed(reader(), 2, 5).init(KEY, STREAM), STREAM)
+    assert sorted(np.asarray(metrics["index"].total).ravel()) == list(range(18))
+    np.testing.assert_array_equal(metrics["tokens"].total[..., -1].max(), 122)
+
+
+def test_a_stream_may_be_one_window_long():
+    learner = windowed(reader(), 1, 22)
+    _, metrics = jax.jit(learner.update)(learner.init(KEY, STREAM), STREAM)
+    np.testing.assert_array_equal(metrics["tokens"].total[0], STREAM["tokens"])
+
+
+@pytest.mark.parametrize(
+    ("data", "batch_size", "length", "words"),
+    [
+        (STREAM, 1, 23, r"a window of 23 \+ 1 tokens does not fit a text of 23"),
+        ({"tokens": jnp.zeros(0, jnp.int32)}, 1, 4, r"windowed: expected arrays.*'tokens': 0"),
+        ({}, 1, 4, "windowed: expected arrays of one length"),
+        (STREAM, 1, 0, r"windowed\(length=0\): expected at least 1"),
+        (STREAM, 20, 4, "batch size 20 does not fit a data set of 19 examples"),
+        ({**STREAM, "document": jnp.zeros(22)}, 1, 4, "'document': 22, 'tokens': 23"),
+    ],
+)
+def test_a_stream_that_does_not_fit_is_one_line(data, batch_size, length, words):
+    with pytest.raises(InputError, match=words) as caught:
+        windowed(reader(), batch_size, length).init(KEY, data)
     assert "\n" not in str(caught.value)
 
 

@@ -26,6 +26,7 @@ OPERATIONS = {
     "rotate": augment.rotate(30.0),
     "cutout": augment.cutout(5),
     "binarise": augment.binarise(),
+    "sometimes": augment.sometimes(augment.translate(4), 0.8),
     "compose": augment.compose(augment.pad_crop(2), augment.flip(), augment.cutout(3)),
 }
 # Compiled once per shape and dtype for all tests; op by op they take several times as long.
@@ -78,7 +79,7 @@ ON_EIGHT_DEVICES = """
 import re
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from paradigms.data import augment
+from paradigms.data import augment, colour, geometry, rand_augment
 
 mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
 shards = NamedSharding(mesh, PartitionSpec("data"))
@@ -86,7 +87,9 @@ key, image = jax.random.key(0), np.arange(16 * 12 * 12 * 3, dtype=np.uint8).resh
 operation = jax.jit(
     augment.compose(
         augment.pad_crop(4), augment.translate(2), augment.flip(), augment.cutout(5),
-        augment.rotate(20.0), augment.binarise(),
+        augment.rotate(20.0), geometry.zoom(), geometry.random_resized_crop(),
+        colour.gaussian_blur(), rand_augment.rand_augment(), colour.colour_jitter(),
+        augment.binarise(),
     )
 )
 sharded = jax.device_put(image, shards)
@@ -128,6 +131,7 @@ def test_moving_pixels_never_leaves_uint8(name):
         augment.flip(0.0),
         augment.rotate(0.0),
         augment.cutout(0),
+        augment.sometimes(augment.cutout(5), 0.0),
     ],
 )
 def test_zero_strength_changes_nothing(operation, dtype):
@@ -277,6 +281,27 @@ def test_compose_gives_each_operation_its_own_key_in_order():
     assert len(set(keys)) == 4
 
 
+def test_sometimes_takes_some_images_whole_from_the_operation():
+    image = images(shape=(2000, 2, 3, 1))
+    operation = augment.sometimes(lambda key, image: 255 - image, 0.3)
+    result = np.asarray(jax.jit(operation)(KEY, image))
+    changed = (result == 255 - np.asarray(image)).all((1, 2, 3))
+    assert (changed ^ (result == np.asarray(image)).all((1, 2, 3))).all()
+    assert scipy.stats.binomtest(int(changed.sum()), len(image), 0.3).pvalue > 1e-3
+    always = augment.sometimes(augment.cutout(2), 1)(KEY, image)
+    assert change(always, image) > 0
+
+
+def test_sometimes_draws_apart_from_its_operation():
+    # Were the key the same, one half of the places would never be taken.
+    image = jnp.zeros((4000, 1, 1, 1))
+    noise = augment.sometimes(
+        lambda key, image: jax.random.uniform(key, (len(image),))[:, None, None, None], 0.5
+    )
+    values = np.asarray(jax.jit(noise)(KEY, image), np.float64).ravel()
+    assert scipy.stats.kstest(values[values > 0], "uniform").pvalue > 1e-3
+
+
 def test_a_strength_may_be_traced():
     image = images("float32")
     sweep = jax.jit(jax.vmap(lambda degrees: augment.rotate(degrees)(KEY, image)))
@@ -401,6 +426,11 @@ def test_cutmix_labels_tell_the_pixels_pasted():
         (lambda: augment.translate(-2), "translate: max_shift is -2"),
         (lambda: augment.translate(10, "reflect")(KEY, images()), "give at most 9"),
         (lambda: augment.flip(1.5), "flip: probability is 1.5"),
+        (lambda: augment.sometimes(augment.flip(), 1.5), "sometimes: probability is 1.5"),
+        (
+            lambda: augment.sometimes(lambda key, image: image[:, 1:], 0.5)(KEY, images()),
+            "made uint8[8, 11, 10, 3] of uint8[8, 12, 10, 3]",
+        ),
         (lambda: augment.rotate(-1.0), "rotate: max_degrees is -1"),
         (lambda: augment.rotate(float("nan")), "rotate: max_degrees is nan"),
         (lambda: augment.cutout(-1), "cutout: size is -1"),

@@ -13,6 +13,7 @@ from experiments import catalogue
 QUICK = {
     "reinforcement/dqn_cartpole",
     "reinforcement/ppo_cartpole",
+    "self_supervised/simclr_digits",
     "supervised/digits_mlp",
     "unsupervised/ae_digits",
     "unsupervised/linear_ae_pca",
@@ -29,6 +30,8 @@ GAINS = {
     "squared_error": -0.05,
     "subspace_distance": -0.5,
     "reconstruction": -0.01,
+    "few_label_probe": 0.02,
+    "loss": -0.5,
 }
 BRICK = 1.0  # what one is worth in MinAtar's Breakout
 COMMANDS = [(name,) for name in catalogue.names()]

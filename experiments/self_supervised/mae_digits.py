@@ -1,0 +1,104 @@
+"""A masked autoencoder learns scikit-learn's 8x8 digits without a label, in minutes.
+
+Half of sixteen patches of 2x2 pixels are hidden, and what is left has to tell them. For how the
+frozen features are judged see `simclr_digits`: 84.4 % is what logistic regression makes of the
+pixels of 40 labelled digits.
+
+  python -m experiments.self_supervised.mae_digits        minutes on two CPU cores
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import nets
+from experiments import cli, joint_embedding
+from nets.net import Net
+from paradigms import data
+from paradigms.core.metrics import Means
+from paradigms.core.pictures import draw_images
+from paradigms.core.state import TrainState
+from paradigms.data import augment
+from paradigms.self_supervised import mae, reconstruct
+
+PUBLISHED = {
+    "metric": "test/few_label_probe",
+    "value": 0.844,
+    "source": "logistic regression on 40 labelled digits, our measurement",
+}
+
+PATCH = 2
+_PICTURED = 10
+
+
+@dataclass(frozen=True)
+class Config(joint_embedding.Digits):
+    """Options of this experiment."""
+
+    width: int = 64
+    """Of a token."""
+    depth: int = 4
+    """Blocks of the encoder; the decoder has one."""
+    mask_ratio: float = 0.5
+    normalised: bool = False
+    """Whether each patch is to be predicted up to its own mean and contrast only."""
+
+
+def networks(config: Config) -> tuple[Net, Net]:
+    """Encoder of digits and kept patches, decoder to all patches."""
+    encoder = nets.mae_encoder(PATCH, config.width, config.depth, 4, 4 * config.width)
+    encoder = nets.preprocess(encoder, augment.normalise(*joint_embedding.DIGITS))
+    decoder = nets.mae_decoder(PATCH, 1, (4, 4), config.width, 1, 4, 4 * config.width)
+    return (
+        nets.with_precision(encoder, config.precision),
+        nets.with_precision(decoder, config.precision),
+    )
+
+
+def network(config: Config) -> Net:
+    """uint8 images `[B, 8, 8, 1]` to the mean of the encoder's patches `[B, width]`."""
+    return nets.postprocess(networks(config)[0], lambda latent: latent[:, 1:].mean(1))
+
+
+def main(config: Config) -> None:
+    """Trains on the images of split 0."""
+    encoder, decoder = networks(config)
+    test = data.digits("test")
+    masking: dict[str, Any] = {
+        "patch_size": PATCH,
+        "mask_ratio": config.mask_ratio,
+        "normalised": config.normalised,
+    }
+    learner = mae(
+        encoder,
+        decoder,
+        joint_embedding.adamw(config),
+        augment=joint_embedding.digits_views(),
+        **masking,
+    )
+
+    def picture(directory: Path, means: Means, state: TrainState) -> None:
+        del means
+        shown = jnp.asarray(test["image"][:_PICTURED])
+        rows = reconstruct(
+            encoder,
+            decoder,
+            state.params,
+            state.model_state,
+            jax.random.key(0),
+            shown,
+            **masking,
+        )
+        draw_images(np.stack(rows), directory / "reconstructions.png")
+
+    joint_embedding.train_digits(
+        main, config, learner, network(config), "encoder", pictures=picture
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main, Config)

@@ -1,0 +1,213 @@
+"""What every transformer here is made of: attention, one pre-norm block, positions, patches."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from nets.layers import StochasticDepth, activation_function
+
+Array = jax.Array
+Initializer = Callable[..., Array]
+Positions = Literal["learned", "sinusoidal", "rotary"]
+
+XAVIER = nn.initializers.xavier_uniform()
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention (Vaswani et al. 2017, section 3.2); the softmax is float32.
+
+    Attributes:
+      heads: the width is split evenly over them.
+      causal: a token sees itself and those before it.
+      rotary: positions enter here, by `rotate`.
+      bias: of the four projections.
+      kernel_init: of the query, key and value projections.
+      out_init: of the output projection; None is `kernel_init`.
+    """
+
+    heads: int
+    causal: bool = False
+    rotary: bool = False
+    bias: bool = True
+    kernel_init: Initializer = XAVIER
+    out_init: Initializer | None = None
+
+    @nn.compact
+    def __call__(
+        self, x: Array, valid: Array | None = None, cache: tuple[Array, Array, Array] | None = None
+    ) -> Any:
+        """Maps tokens `x[B, T, D]` to `[B, T, D]`.
+
+        Args:
+          x: tokens.
+          valid: bool `[B, T]`; a token where it is False is seen by none. Not with a cache.
+          cache: `(keys, values, length)` of the tokens before `x`, in arrays `[B, S, H, D / H]` of
+            which the first `length` are filled. Attention is then causal, and the output
+            `(y, (keys, values))` with those of `x` written behind.
+        """
+        batch, length, width = x.shape
+        shape = (batch, length, self.heads, width // self.heads)
+        dense = partial(nn.Dense, width, use_bias=self.bias)
+        query, key, value = (
+            dense(kernel_init=self.kernel_init, name=name)(x).reshape(shape)
+            for name in ("query", "key", "value")
+        )
+        mask = None if valid is None else valid[:, None, None, :]
+        position = jnp.arange(length)
+        if cache is not None:
+            position += cache[2]
+        if self.rotary:
+            query, key = rotate(query, position), rotate(key, position)
+        if cache is not None:
+            key = lax.dynamic_update_slice_in_dim(cache[0], key, cache[2], 1)
+            value = lax.dynamic_update_slice_in_dim(cache[1], value, cache[2], 1)
+            # What is not filled yet lies ahead, and is masked with it.
+            mask = jnp.arange(key.shape[1]) <= position[:, None]
+        causal = self.causal and cache is None
+        y = jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=causal)
+        out_init = self.out_init or self.kernel_init
+        y = dense(kernel_init=out_init, name="out")(y.reshape(x.shape))
+        return y if cache is None else (y, (key, value))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: `x + attention(norm(x))`, then `x + mlp(norm(x))`.
+
+    The MLP is dense, GELU (exact, not the approximation by tanh), dense. Attention weights have no
+    dropout, for `jax.nn.dot_product_attention` has none.
+
+    Attributes:
+      heads: of the attention.
+      mlp_dim: hidden width of the MLP.
+      dropout: rate at the end of each of the two branches.
+      mlp_dropout: rate after the GELU.
+      stochastic_depth: rate at which a branch is dropped for a whole example.
+      causal: as in `SelfAttention`.
+      rotary: as in `SelfAttention`.
+      bias: of the dense layers and the norms.
+      epsilon: of the norms.
+      kernel_init: of all dense layers but those that end a branch.
+      out_init: of those; None is `kernel_init`.
+    """
+
+    heads: int
+    mlp_dim: int
+    dropout: float = 0.0
+    mlp_dropout: float = 0.0
+    stochastic_depth: float = 0.0
+    causal: bool = False
+    rotary: bool = False
+    bias: bool = True
+    epsilon: float = 1e-6
+    kernel_init: Initializer = XAVIER
+    out_init: Initializer | None = None
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Array,
+        valid: Array | None = None,
+        cache: tuple[Array, Array, Array] | None = None,
+        train: bool = False,
+    ) -> Any:
+        """Maps tokens `x[B, T, D]` to `[B, T, D]`; `valid`, `cache` as in `SelfAttention`."""
+        out_init = self.out_init or self.kernel_init
+
+        def norm(y: Array) -> Array:
+            return nn.LayerNorm(epsilon=self.epsilon, use_bias=self.bias)(y)
+
+        def branch(y: Array) -> Array:
+            y = nn.Dropout(self.dropout, deterministic=not train)(y)
+            return StochasticDepth(self.stochastic_depth)(y, train)
+
+        y = SelfAttention(
+            self.heads, self.causal, self.rotary, self.bias, self.kernel_init, out_init
+        )(norm(x), valid, cache)
+        written = None
+        if cache is not None:
+            y, written = y
+        x = x + branch(y)
+        y = nn.Dense(self.mlp_dim, use_bias=self.bias, kernel_init=self.kernel_init)(norm(x))
+        y = nn.Dropout(self.mlp_dropout, deterministic=not train)(activation_function("gelu")(y))
+        x = x + branch(nn.Dense(x.shape[-1], use_bias=self.bias, kernel_init=out_init)(y))
+        return x if cache is None else (x, written)
+
+
+def sinusoid(position: Array, width: int) -> Array:
+    """Positions as waves (Vaswani et al. 2017, section 3.5): `position[T]` to float32 `[T, width]`.
+
+    Feature 2i is the sine and feature 2i + 1 the cosine of `position / 10000^(2i / width)`. The
+    width is even.
+    """
+    angle = _angles(position, width)
+    return jnp.stack([jnp.sin(angle), jnp.cos(angle)], -1).reshape(*position.shape, width)
+
+
+def rotate(x: Array, position: Array) -> Array:
+    """Rotary positions (Su et al. 2021, arXiv:2104.09864, equation 34).
+
+    The pair `(x[2i], x[2i + 1])` is turned by `position / 10000^(2i / d)`, so that the product of a
+    query and a key depends on the distance between them alone.
+
+    Args:
+      x: queries or keys `[B, T, H, d]`, d even.
+      position: `[T]`.
+
+    Returns:
+      The shape and dtype of `x`; the arithmetic is float32.
+    """
+    angle = _angles(position, x.shape[-1])[:, None]
+    sine, cosine = jnp.sin(angle), jnp.cos(angle)
+    first, second = x[..., ::2], x[..., 1::2]
+    turned = [first * cosine - second * sine, first * sine + second * cosine]
+    return jnp.stack(turned, -1).reshape(x.shape).astype(x.dtype)
+
+
+def _angles(position: Array, width: int) -> Array:
+    return position[..., None] / 10_000 ** (jnp.arange(0, width, 2) / width)
+
+
+def patch_tokens(x: Array, patch_size: int, width: int, kernel_init: Initializer) -> Array:
+    """Inside a compact module: images `x[B, H, W, C]` to one token per patch, `[B, N, width]`.
+
+    Patches do not overlap and go row by row; the layer is named "patches".
+
+    Raises:
+      ValueError: images that the patches do not tile.
+    """
+    if x.ndim != 4:
+        raise ValueError(f"images of shape {x.shape}: expected [B, H, W, C]")
+    if x.shape[1] % patch_size or x.shape[2] % patch_size:
+        raise ValueError(
+            f"images of {x.shape[1]}x{x.shape[2]} cannot be cut into patches of "
+            f"{patch_size}x{patch_size}: choose a patch_size that divides both sides"
+        )
+    patch = (patch_size, patch_size)
+    x = nn.Conv(
+        width, patch, strides=patch, padding="VALID", kernel_init=kernel_init, name="patches"
+    )(x)
+    return x.reshape(x.shape[0], -1, width)
+
+
+def prepend(token: Array, x: Array) -> Array:
+    """Puts `token[1, 1, D]` before the tokens `x[B, T, D]` of every example."""
+    token = jnp.broadcast_to(token.astype(x.dtype), (x.shape[0], 1, x.shape[2]))
+    return jnp.concatenate([token, x], axis=1)
+
+
+def check_heads(name: str, width: int, heads: int) -> None:
+    """Raises ValueError, in one line, where the width called `name` does not split over heads."""
+    if width % heads:
+        raise ValueError(f"{name} {width} cannot be split over {heads} heads: choose a multiple")
+
+
+def check_sizes(function: str, **sizes: int) -> None:
+    """Raises ValueError, in one line, for a size below 1."""
+    if min(sizes.values()) < 1:
+        listed = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        raise ValueError(f"{function}: {listed} must all be at least 1")
