@@ -66,7 +66,8 @@ def task(
     `knn` is the accuracy of neighbours among the training images, `few_label_probe` that of
     logistic regression on few of their labels: on validation images during training, where step 0
     shows what an untrained net can do, and on test images, once, at the end. Then comes
-    `linear_probe`, with all labels. What the learner evaluates is added.
+    `linear_probe`, with all labels, and `knn_gain`, what `knn` has gained over the same net before
+    training. What the learner evaluates is added.
 
     Args:
       net: raw images to features `[B, D]`, in evaluation.
@@ -83,15 +84,15 @@ def task(
     def weights(state: TrainState) -> dict[str, PyTree]:
         return {"params": state.params[part], "model_state": state.model_state[part]}
 
-    features = _extractor(net, weights)
+    features, drawn = _extractor(net, weights), resident(learner, batch_size)
 
-    def judge(held_out: Data, score: Callable[[Callable[[Data], np.ndarray]], Scores]) -> Judge:
+    def judge(held_out: Data, score: Callable[[TrainState, int], Scores]) -> Judge:
         evaluate = evaluator(seeded(learner), _unlabelled(held_out), batch_size=_CHUNK)
 
         def judged(state: TrainState, key: jax.Array) -> Metrics:
             metrics = dict(evaluate(state, key))
             runs = len(jax.tree.leaves(state.key)[0])
-            scores = [score(features(state, run)) for run in range(runs)]
+            scores = [score(state, run) for run in range(runs)]
             for name in scores[0]:
                 values = jnp.asarray([of_run[name] for of_run in scores])
                 metrics[name] = Mean(values, jnp.ones_like(values))
@@ -123,16 +124,23 @@ def task(
             accuracies.append(_accuracy(probe.logits(jnp.asarray(asked["feature"])), asked))
         return float(np.mean(accuracies))
 
-    def quickly(of: Callable[[Data], np.ndarray]) -> Scores:
+    def quickly(state: TrainState, run: int) -> Scores:
+        of = features(state, run)
         seen, tried = (_described(of, images) for images in (train, validation))
         return {
             "knn": neighbours(seen, tried),
             "few_label_probe": few_labels(*_standardised(seen, tried)),
         }
 
-    def thoroughly(of: Callable[[Data], np.ndarray]) -> Scores:
+    start = jax.jit(seeded(drawn).init)
+
+    def thoroughly(state: TrainState, run: int) -> Scores:
+        # What a run began with is a function of its key.
+        before = features(start(state.key[run : run + 1], _unlabelled(train)), 0)
+        untrained = neighbours(*(_described(before, images) for images in (train, test)))
+        of = features(state, run)
         seen, tried, asked = (_described(of, images) for images in (train, validation, test))
-        scores = {"knn": neighbours(seen, asked)}
+        knn_accuracy = neighbours(seen, asked)
         seen, tried, asked = _standardised(seen, tried, asked)
         probe, _ = linear_probe(
             jax.random.key(0),
@@ -143,7 +151,8 @@ def task(
             standardise=False,
         )
         return {
-            **scores,
+            "knn": knn_accuracy,
+            "knn_gain": knn_accuracy - untrained,
             "few_label_probe": few_labels(seen, asked),
             "linear_probe": _accuracy(probe.logits(jnp.asarray(asked["feature"])), asked),
         }
@@ -158,7 +167,7 @@ def task(
     image = test["image"]
     return training.Task(
         net=net,
-        learner=resident(learner, batch_size),
+        learner=drawn,
         data=_unlabelled(train),
         examples_per_update=batch_size,
         example=jax.ShapeDtypeStruct(image.shape[1:], image.dtype),

@@ -2,17 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import optax
 
 import nets
-from experiments import cli, frozen, training
+from experiments import cli, frozen, images, training
 from nets.net import Net
 from paradigms import data
 from paradigms.core import optimizers
 from paradigms.core.learner import Learner
-from paradigms.data import augment, geometry
+from paradigms.data import augment, colour, geometry
 
 # Mean and standard deviation of the pixels of scikit-learn's digits.
 DIGITS = ((0.305,), (0.376,))
@@ -105,3 +105,88 @@ def adamw(config: Digits) -> optax.GradientTransformation:
         config.learning_rate, config.steps, warmup_steps=config.steps // 20
     )
     return optimizers.adamw(schedule, weight_decay=config.weight_decay)
+
+
+@dataclass(frozen=True)
+class Cifar(cli.Options):
+    """Options of learning CIFAR-10 without its labels; the defaults are those of lightly's table.
+
+    The small net is for a CPU: a plain convolutional one and few updates.
+    """
+
+    steps: int = 200 * 351
+    """Updates; 200 epochs."""
+    evaluate_every: int = 351
+    size: Literal["resnet18", "small"] = "resnet18"
+    batch_size: int = 128
+    learning_rate: float = 0.06
+    """Of SGD at the start; it falls to 0 by a cosine."""
+    weight_decay: float = 5e-4
+    validation: int = 5000
+    """Training images that are held out to draw the curves."""
+
+    def rehearsal(self) -> "Cifar":
+        """Enlarged digits and the small net."""
+        return replace(
+            self,
+            seeds=self.seeds[:1],
+            size="small",
+            steps=40,
+            evaluate_every=20,
+            batch_size=32,
+        )
+
+
+def cifar_backbone(config: Cifar) -> Net:
+    """uint8 images `[B, 32, 32, 3]` to representations, `[B, 512]` or `[B, 128]`."""
+    if config.size == "resnet18":
+        net = nets.resnet(18, None, stem="cifar")
+    else:
+        net = nets.cnn(
+            None,
+            features=(32, 64, 128),
+            convolutions=(1, 1, 2),
+            dense=(),
+            pool="mean",
+            pool_first=True,
+            norm="batch",
+        )
+    net = nets.preprocess(net, augment.normalise(*augment.CIFAR10))
+    return nets.with_precision(net, config.precision)
+
+
+def cifar_views() -> augment.Augmentation:
+    """SimCLR's for CIFAR-10 (Chen et al. 2020, appendix B.9): without blur."""
+    return augment.compose(
+        geometry.random_resized_crop(),
+        augment.flip(),
+        colour.colour_jitter(0.4, 0.4, 0.4, 0.1, probability=0.8),
+        colour.grayscale(0.2),
+    )
+
+
+def sgd(config: Cifar) -> optax.GradientTransformation:
+    """SGD with momentum, whose rate is for batches of 128."""
+    schedule = optimizers.warmup_cosine(config.learning_rate, config.steps)
+    return optimizers.sgd(schedule, 0.9, weight_decay=config.weight_decay)
+
+
+def train_cifar(main: Callable[..., Any], config: Cifar, learner: Learner, net: Net) -> None:
+    """Trains on 45,000 images without labels and judges the features with them.
+
+    Nearest neighbours are as in lightly's table (k=200, temperature 0.1), but at the last update,
+    where theirs are of the best epoch on test images.
+    """
+    splits = images.load_splits(config, "cifar10", (32, 32, 3), config.validation)
+    assert splits.validation is not None
+    task = frozen.task(
+        net,
+        learner,
+        "backbone",
+        train=splits.train,
+        validation=splits.validation,
+        test=splits.test,
+        batch_size=config.batch_size,
+        protocol=frozen.Protocol(k=200, temperature=0.1),
+    )
+    training.train(main, config, task)

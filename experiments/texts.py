@@ -12,6 +12,7 @@ from nets.net import Net
 from paradigms.core.errors import InputError
 from paradigms.core.learner import Learner
 from paradigms.core.loop import evaluator
+from paradigms.core.metrics import Means
 from paradigms.core.transforms import seeded, windowed
 from paradigms.data import text, tokens
 from paradigms.self_supervised import derive_language
@@ -63,6 +64,7 @@ def task(
     test: np.ndarray,
     batch_size: int,
     length: int,
+    derive: Callable[[Means], dict[str, float]] = derive_language,
     **options: Any,
 ) -> Task:
     """Learning from windows of one long text, judged by the loss on all of two others.
@@ -75,6 +77,7 @@ def task(
       test: likewise.
       batch_size: windows in an update.
       length: tokens that a window predicts.
+      derive: see `Task`.
       **options: other fields of `Task`.
     """
 
@@ -90,7 +93,7 @@ def task(
         example=jax.ShapeDtypeStruct((length,), np.dtype(np.int32)),
         validation=judge(validation),
         test=judge(test),
-        derive=derive_language,
+        derive=derive,
         headline="loss",
         **options,
     )

@@ -24,7 +24,7 @@ Pool = Literal["flatten", "mean"]
 class CNN(nn.Module):
     """Blocks of convolutions with a max-pool between them, then dense layers."""
 
-    num_classes: int
+    num_classes: int | None
     features: Sequence[int] = (32, 64)
     convolutions: Sequence[int] = (1, 1)
     kernel_size: int = 3
@@ -63,12 +63,14 @@ class CNN(nn.Module):
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
             x = nn.Dense(width, use_bias=self.norm != "batch", kernel_init=init)(x)
             x = act(normalise(x, self.norm, train=train))
+        if self.num_classes is None:
+            return x
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return nn.Dense(self.num_classes)(x)
 
 
 def cnn(
-    num_classes: int,
+    num_classes: int | None,
     *,
     features: Sequence[int] = (32, 64),
     convolutions: int | Sequence[int] = 1,
@@ -87,7 +89,7 @@ def cnn(
     `cnn(10, features=(24, 40, 64), convolutions=2, dense=(), pool="mean", norm="batch")`.
 
     Args:
-      num_classes: width of the output.
+      num_classes: width of the output; None for the last hidden layer, or the pooled map, itself.
       features: width of each block; a 2x2 max-pool follows each (but the last before a mean).
       convolutions: how many in each block, or one number for each; stride 1, zero-padded to keep
         the size.

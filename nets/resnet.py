@@ -80,9 +80,9 @@ class ResidualBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Stem, stages of residual blocks, mean over places, linear head."""
+    """Stem, stages of residual blocks, mean over places, and a linear head if there are classes."""
 
-    num_classes: int
+    num_classes: int | None
     blocks: Sequence[int]
     width: int = 64
     stem: Stem = "imagenet"
@@ -117,7 +117,8 @@ class ResNet(nn.Module):
                     # Rising to the full rate at the last block (Huang et al. 2016, eq. 4).
                     stochastic_depth=self.stochastic_depth * index / depth,
                 )(x, train)
-        return nn.Dense(self.num_classes)(x.mean((1, 2)))
+        x = x.mean((1, 2))
+        return x if self.num_classes is None else nn.Dense(self.num_classes)(x)
 
 
 def resnet_cifar(
@@ -170,7 +171,7 @@ def resnet_cifar(
 
 def resnet(
     depth: Literal[18, 34, 50],
-    num_classes: int = 1000,
+    num_classes: int | None = 1000,
     *,
     stem: Stem = "imagenet",
     norm: Norm = "batch",
@@ -185,7 +186,8 @@ def resnet(
 
     Args:
       depth: 18 or 34 (basic blocks), 50 (bottlenecks, stride in the 3x3 convolution).
-      num_classes: width of the output.
+      num_classes: width of the output; None for the features themselves, `[B, 512]` or, at depth
+        50, `[B, 2048]`.
       stem: "imagenet", a 7x7 convolution and max-pool that quarter the size, or "cifar", a 3x3
         convolution that keeps it.
       norm: "batch", "layer", "group" or None.

@@ -29,6 +29,13 @@ PUBLISHED = {
     "metric": "test/few_label_probe",
     "value": 0.844,
     "source": "logistic regression on 40 labelled digits, our measurement",
+    "variants": {
+        "neighbours": {
+            "metric": "test/knn",
+            "value": 0.971,
+            "source": "aim: within a point of 5-NN on pixels, our measurement",
+        }
+    },
 }
 
 PATCH = 2
@@ -60,8 +67,11 @@ def networks(config: Config) -> tuple[Net, Net]:
 
 
 def network(config: Config) -> Net:
-    """uint8 images `[B, 8, 8, 1]` to the mean of the encoder's patches `[B, width]`."""
-    return nets.postprocess(networks(config)[0], lambda latent: latent[:, 1:].mean(1))
+    """uint8 images `[B, 8, 8, 1]` to the encoder's patches side by side `[B, 16 * width]`."""
+    # What a digit is depends on where its strokes are, which a mean over patches forgets.
+    return nets.postprocess(
+        networks(config)[0], lambda latent: latent[:, 1:].reshape(len(latent), -1)
+    )
 
 
 def main(config: Config) -> None:
