@@ -482,7 +482,7 @@ def start_together(subject):
     return jax.jit(transforms.seeded(case.learner).init)(keys, case.batch)
 
 
-@pytest.mark.parametrize("method", ["map", "unroll", "vmap"])
+@pytest.mark.parametrize("method", ["map", pytest.param("unroll", marks=pytest.mark.slow), "vmap"])
 def test_seeds_together_are_seeds_apart(subject, start_together, apart, method):
     update = jax.jit(transforms.seeded(subject.case.learner, method=method).update)
     state, metrics = host(train(update, start_together, subject.case.batch, STEPS))
