@@ -8,7 +8,6 @@ import jax
 from nets.layers import check_choice, check_rate
 from nets.net import Net, from_linen
 from nets.transformer import Block, check_heads, patch_tokens, prepend
-from nets.transformer import SelfAttention as SelfAttention
 
 Pool = Literal["cls", "mean"]
 

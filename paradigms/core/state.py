@@ -27,7 +27,8 @@ class TrainState(flax.struct.PyTreeNode):
       params: what gradients are taken of; a dict of trees where there are several networks.
       opt_state: optax state, or a dict with the same names as `params`.
       model_state: network variables without gradients (batch statistics).
-      target: slow copies by name, each `{"params": ..., "model_state": ...}`.
+      target: slow copies by name, each `{"params": ..., "model_state": ...}`, and what a wrapper of
+        the learner keeps beside it.
       memory: what outlives a batch: replay ring, queue, per-example statistics.
       world: environment states, normaliser statistics, recurrent carries.
       hparams: hyperparameters under a sweep, as arrays; `()` where nothing is swept.

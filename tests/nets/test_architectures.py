@@ -8,7 +8,8 @@ import pytest
 
 import nets
 from nets.resnet import ResidualBlock, conv
-from nets.vit import SIZES, SelfAttention, ViT
+from nets.transformer import SelfAttention
+from nets.vit import SIZES, ViT
 
 KEY = jax.random.key(0)
 
