@@ -23,7 +23,6 @@ from paradigms.self_supervised import knn, linear_probe, logistic_probe
 
 _CHUNK = 500  # images that go through a net at once
 _PICTURED = 500
-
 _EPSILON = 1e-6
 
 Scores = dict[str, float]
@@ -91,7 +90,7 @@ def task(
 
         def judged(state: TrainState, key: jax.Array) -> Metrics:
             metrics = dict(evaluate(state, key))
-            runs = len(jax.tree.leaves(state.key)[0])
+            runs = len(state.key)
             scores = [score(state, run) for run in range(runs)]
             for name in scores[0]:
                 values = jnp.asarray([of_run[name] for of_run in scores])
