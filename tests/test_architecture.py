@@ -40,7 +40,7 @@ RULES = {
         f"paradigms.{name}": Rule(
             (
                 *(*NUMERICS, "paradigms.core", "nets.net"),
-                *("paradigms.data.augment", "paradigms.data.patches"),
+                *("paradigms.data.augment", "paradigms.data.images", "paradigms.data.patches"),
             )
         )
         for name in PARADIGMS

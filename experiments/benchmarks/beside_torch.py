@@ -63,7 +63,9 @@ def our_round(learner: Learner, data: Mapping[str, np.ndarray], updates: int) ->
 
 
 def compare(
-    modes: Mapping[str, Callable[[], Round]],
+    learner: Learner,
+    data: Mapping[str, np.ndarray],
+    torch_round: Callable[..., Round],
     config: Options,
     output: Path,
     **details: Any,
@@ -71,7 +73,9 @@ def compare(
     """Measures, writes the figures and prints them.
 
     Args:
-      modes: by name, what makes a round; the first one is ours.
+      learner: ours; takes the whole data set.
+      data: one array, by name.
+      torch_round: makes a round of PyTorch's, `(array, updates, compiled=...)`.
       config: how much to measure.
       output: where the figures go.
       **details: what else to write, as JSON values.
@@ -87,14 +91,19 @@ def compare(
     cache = tempfile.TemporaryDirectory()  # `fit` compiles at every call; with a cache, once
     jax.config.update("jax_compilation_cache_dir", cache.name)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    rounds = {name: make() for name, make in modes.items()}
+    (array,) = data.values()
+    rounds = {
+        "paradigms": our_round(learner, data, config.updates),
+        "torch_eager": torch_round(array, config.updates, compiled=False),
+        "torch_compiled": torch_round(array, config.updates, compiled=True),
+    }
     seconds: dict[str, list[float]] = {name: [] for name in rounds}
     for round_number in range(config.rounds + 1):
         for name, run in rounds.items():
             elapsed = run()
             if round_number:
                 seconds[name].append(elapsed)
-    ours = np.asarray(next(iter(seconds.values())))
+    ours = np.asarray(seconds["paradigms"])
     results: dict[str, Any] = {**details, "rounds": config.rounds, "modes": {}}
     for name, values in seconds.items():
         low, middle, high = np.quantile(

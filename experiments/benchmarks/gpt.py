@@ -120,16 +120,9 @@ def torch_round(tokens: np.ndarray, updates: int, compiled: bool) -> beside_torc
 def main(config: Config) -> None:
     """Measures all modes on the same tokens."""
     tokens = np.random.default_rng(0).integers(0, VOCABULARY, TOKENS, np.int32)
-    updates = config.updates
+    data = {"tokens": tokens}
     beside_torch.compare(
-        {
-            "paradigms": lambda: beside_torch.our_round(our_learner(), {"tokens": tokens}, updates),
-            "torch_eager": lambda: torch_round(tokens, updates, compiled=False),
-            "torch_compiled": lambda: torch_round(tokens, updates, compiled=True),
-        },
-        config,
-        config.output,
-        batch_size=BATCH_SIZE,
+        our_learner(), data, torch_round, config, config.output, batch_size=BATCH_SIZE
     )
 
 

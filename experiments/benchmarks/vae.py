@@ -95,16 +95,9 @@ def torch_round(bits: np.ndarray, updates: int, compiled: bool) -> beside_torch.
 def main(config: Config) -> None:
     """Measures all modes on the same bits."""
     ink = np.random.default_rng(0).random((EXAMPLES, PIXELS)) < 0.13
-    bits, updates = ink.astype(np.float32), config.updates
+    data = {"x": ink.astype(np.float32)}
     beside_torch.compare(
-        {
-            "paradigms": lambda: beside_torch.our_round(our_learner(), {"x": bits}, updates),
-            "torch_eager": lambda: torch_round(bits, updates, compiled=False),
-            "torch_compiled": lambda: torch_round(bits, updates, compiled=True),
-        },
-        config,
-        config.output,
-        batch_size=BATCH_SIZE,
+        our_learner(), data, torch_round, config, config.output, batch_size=BATCH_SIZE
     )
 
 

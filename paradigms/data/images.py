@@ -47,7 +47,7 @@ def check_range(name: str, argument: str, low: Number, high: Number) -> None:
 
 def unit(image: jax.Array) -> jax.Array:
     """The image as float32 in [0, 1]."""
-    return image.astype(jnp.float32) / 255 if image.dtype == jnp.uint8 else image
+    return image.astype(jnp.float32) / (255 if image.dtype == jnp.uint8 else 1)
 
 
 def from_unit(values: jax.Array, image: jax.Array) -> jax.Array:

@@ -17,6 +17,7 @@ from paradigms.core.mesh import constrain_batch
 from paradigms.core.metrics import Mean
 from paradigms.core.state import PyTree, TrainState, fold_name
 from paradigms.data.augment import Augmentation, identity
+from paradigms.data.images import unit
 from paradigms.data.patches import patchify, unpatchify
 
 # Both as in the official code.
@@ -58,7 +59,7 @@ def patch_targets(image: jax.Array, patch_size: int, *, normalised: bool = True)
         `(x - mean) / sqrt(var + 1e-6)`, with the unbiased variance as the official code has it. To
         predict 0 then costs (n - 1) / n for patches of n values.
     """
-    patches = patchify(_unit_interval(image), patch_size)
+    patches = patchify(unit(image), patch_size)
     if not normalised:
         return patches
     mean, deviation = _moments(patches)
@@ -213,7 +214,7 @@ def reconstruct(
     prediction, _ = _predict(
         encoder, decoder, params, model_state, image, kept, place, key, train=False
     )
-    original = _unit_interval(image)
+    original = unit(image)
     patches = patchify(original, patch_size)
     if normalised:
         mean, deviation = _moments(patches)
@@ -283,10 +284,6 @@ def _draw_masks(
 def _check_ratio(mask_ratio: float) -> None:
     if not 0 < mask_ratio < 1:
         raise InputError(f"mask_ratio={mask_ratio}: expected a number above 0 and below 1")
-
-
-def _unit_interval(image: jax.Array) -> jax.Array:
-    return image.astype(jnp.float32) / (255 if image.dtype == jnp.uint8 else 1)
 
 
 def _moments(patches: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from paradigms.core.errors import InputError
 from paradigms.core.optimizers import Scalar
+from paradigms.data.images import unit
 
 Likelihood = Literal["bernoulli", "gaussian"]
 
@@ -21,11 +22,9 @@ _LOG_2_PI = math.log(2 * math.pi)
 
 def unit_interval(x: jax.Array) -> jax.Array:
     """Bytes as float32 in [0, 1], that is divided by 255; floats as they are, in float32."""
-    if x.dtype == jnp.uint8:
-        return x.astype(jnp.float32) / 255
-    if not jnp.issubdtype(x.dtype, jnp.floating):
+    if x.dtype != jnp.uint8 and not jnp.issubdtype(x.dtype, jnp.floating):
         raise InputError(f"the data has dtype {x.dtype}: expected uint8 in 0..255 or float32")
-    return x.astype(jnp.float32)
+    return unit(x)
 
 
 def check_support(x: np.ndarray, likelihood: Likelihood, name: str) -> None:

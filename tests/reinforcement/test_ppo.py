@@ -153,6 +153,21 @@ def test_every_epoch_sees_every_step_once():
     np.testing.assert_array_equal(metrics["entropy"].count, 3 * 4 * 16)
 
 
+def test_the_gradient_norm_is_of_the_last_minibatch():
+    def keep(grads, last, params=None):
+        del last, params
+        return jax.tree.map(lambda leaf: -0.5 * leaf, grads), grads
+
+    keeping = optax.GradientTransformation(optax.tree.zeros_like, keep)
+    agent = ppo(TABLE, keeping, epochs=2, minibatches=4)
+    learner, state, _ = train(agent, worlds.chain(3), 1)
+    state, metrics = jax.jit(learner.update)(state, ())
+    assert metrics["norm/gradient"].count == 1
+    np.testing.assert_allclose(
+        metrics["norm/gradient"].total, optax.tree.norm(state.opt_state), rtol=1e-5
+    )
+
+
 def test_norms_are_of_the_whole_update():
     """Several minibatches that pull together move further than one of them."""
     agent = ppo(TABLE, optax.sgd(0.1), epochs=3, minibatches=4, value_weight=5.0)
