@@ -10,12 +10,12 @@ import numpy as np
 from jax import lax
 
 from nets.conv import conv_general_dilated
-from nets.layers import max_pool
+from nets.dense import Dense
+from nets.layers import gelu, max_pool
 from nets.net import Net, from_linen
 
 # Uniform within 1 / sqrt(fan_in): kaiming_uniform with a = sqrt(5), torch's default.
 _torch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-_gelu = partial(nn.gelu, approximate=False)
 
 
 def whitening_kernel(images: np.ndarray, eps: float = 5e-4) -> np.ndarray:
@@ -80,15 +80,15 @@ class Airbench(nn.Module):
             conv_general_dilated=conv_general_dilated,
         )
         x = self._whiten(x)
-        x = _gelu(x)
+        x = gelu(x)
         for width in self.widths:
             x = conv(width)(x)
             x = max_pool(x)
-            x = _gelu(norm()(x))
+            x = gelu(norm()(x))
             x = conv(width)(x)
-            x = _gelu(norm()(x))
+            x = gelu(norm()(x))
         x = x.max((1, 2))
-        x = nn.Dense(self.num_classes, use_bias=False, kernel_init=_torch_uniform)(x)
+        x = Dense(self.num_classes, use_bias=False, kernel_init=_torch_uniform)(x)
         return x / 9
 
     def _whiten(self, x: jax.Array) -> jax.Array:

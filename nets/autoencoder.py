@@ -5,6 +5,7 @@ from typing import Literal
 import flax.linen as nn
 import jax
 
+from nets.dense import Dense
 from nets.layers import check_choice
 from nets.net import Net, from_linen
 
@@ -52,7 +53,7 @@ class ConvEncoder(nn.Module):
         x = ResidualBlocks(self.blocks)(x)
         if self.output == "map":
             return nn.Conv(self.features, (1, 1))(x)
-        return nn.Dense(self.features)(x.reshape(x.shape[0], -1))
+        return Dense(self.features)(x.reshape(x.shape[0], -1))
 
 
 class ConvDecoder(nn.Module):
@@ -68,7 +69,7 @@ class ConvDecoder(nn.Module):
         height, width, channels = self.shape
         small = (height // 4, width // 4)
         if z.ndim == 2:
-            x = nn.Dense(small[0] * small[1] * self.width)(z)
+            x = Dense(small[0] * small[1] * self.width)(z)
             x = x.reshape(-1, *small, self.width)
         elif z.ndim == 4 and z.shape[1:3] == small:
             x = nn.Conv(self.width, (3, 3))(z)

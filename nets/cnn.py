@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 
 from nets.conv import conv_general_dilated
+from nets.dense import Dense
 from nets.layers import (
     Activation,
     Norm,
@@ -61,12 +62,12 @@ class CNN(nn.Module):
         x = x.mean((1, 2)) if self.pool == "mean" else x.reshape(x.shape[0], -1)
         for width in self.dense:
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
-            x = nn.Dense(width, use_bias=self.norm != "batch", kernel_init=init)(x)
+            x = Dense(width, use_bias=self.norm != "batch", kernel_init=init)(x)
             x = act(normalise(x, self.norm, train=train))
         if self.num_classes is None:
             return x
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return nn.Dense(self.num_classes)(x)
+        return Dense(self.num_classes)(x)
 
 
 def cnn(

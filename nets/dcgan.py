@@ -7,6 +7,7 @@ from typing import Literal
 import flax.linen as nn
 import jax
 
+from nets.dense import Dense
 from nets.layers import check_choice, normalise
 from nets.net import Net, from_linen
 
@@ -28,7 +29,7 @@ class DCGANGenerator(nn.Module):
         """Maps `z[B, latent]` to images `[B, H, W, C]` in [-1, 1]."""
         width = self.width * 2 ** (self.doublings - 1)
         # A bias before batch norm would be subtracted again.
-        x = nn.Dense(self.start**2 * width, use_bias=False, kernel_init=_INIT)(z)
+        x = Dense(self.start**2 * width, use_bias=False, kernel_init=_INIT)(z)
         x = x.reshape(-1, self.start, self.start, width)
         x = nn.relu(normalise(x, "batch", train=train))
         for _ in range(self.doublings - 1):
@@ -63,7 +64,7 @@ class DCGANCritic(nn.Module):
             elif norm == "layer":
                 x = nn.LayerNorm(epsilon=1e-5, reduction_axes=(1, 2, 3))(x)
             x = nn.leaky_relu(x, 0.2)
-        return apply(nn.Dense(1, kernel_init=_INIT), x.reshape(len(x), -1))[:, 0]
+        return apply(Dense(1, kernel_init=_INIT), x.reshape(len(x), -1))[:, 0]
 
 
 def dcgan_generator(shape: tuple[int, int, int] = (28, 28, 1), *, width: int = 64) -> Net:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from nets.dense import Dense
 from nets.layers import Activation, activation_function
 from nets.net import Net, from_linen
 
@@ -47,8 +48,8 @@ class ActorCritic(nn.Module):
         actor = hidden("hidden" if self.shared else "hidden_policy")
         critic = actor if self.shared else hidden("hidden_value")
         head = nn.initializers.orthogonal(0.01)
-        output = nn.Dense(self.num_outputs, kernel_init=head, name="policy")(actor)
-        value = nn.Dense(1, kernel_init=nn.initializers.orthogonal(1.0), name="value")(critic)[:, 0]
+        output = Dense(self.num_outputs, kernel_init=head, name="policy")(actor)
+        value = Dense(1, kernel_init=nn.initializers.orthogonal(1.0), name="value")(critic)[:, 0]
         if not self.continuous:
             return output, value
         log_std = self.param("log_std", nn.initializers.zeros, (self.num_outputs,))
@@ -74,7 +75,7 @@ class QNetwork(nn.Module):
         def dense(x: Array, width: int, name: str) -> Array:
             if self.noisy:
                 return NoisyDense(width, self.sigma, name=name)(x, train)
-            return nn.Dense(width, kernel_init=FAN_IN_UNIFORM, name=name)(x)
+            return Dense(width, kernel_init=FAN_IN_UNIFORM, name=name)(x)
 
         def stream(x: Array, hidden: Sequence[int], rows: int, name: str) -> Array:
             for width in hidden:
@@ -137,8 +138,8 @@ class SquashedGaussian(nn.Module):
     def __call__(self, x: Array, train: bool = False) -> tuple[Array, Array]:
         """Maps `x[B, ...]` to `(mean[B, D], log_std[B, D])`."""
         x = Hidden(self.features, "relu", FAN_IN_UNIFORM, name="hidden")(_flat(x))
-        mean = nn.Dense(self.num_actions, kernel_init=FAN_IN_UNIFORM, name="mean")(x)
-        raw = nn.Dense(self.num_actions, kernel_init=FAN_IN_UNIFORM, name="log_std")(x)
+        mean = Dense(self.num_actions, kernel_init=FAN_IN_UNIFORM, name="mean")(x)
+        raw = Dense(self.num_actions, kernel_init=FAN_IN_UNIFORM, name="log_std")(x)
         # Clipping would leave no gradient to come back by.
         return mean, -5 + 3.5 * (nn.tanh(raw) + 1)
 
@@ -153,7 +154,7 @@ class DeterministicActor(nn.Module):
     def __call__(self, x: Array, train: bool = False) -> Array:
         """Maps `x[B, ...]` to `[B, D]`."""
         x = Hidden(self.features, "relu", FAN_IN_UNIFORM, name="hidden")(_flat(x))
-        return nn.tanh(nn.Dense(self.num_actions, kernel_init=FAN_IN_UNIFORM, name="action")(x))
+        return nn.tanh(Dense(self.num_actions, kernel_init=FAN_IN_UNIFORM, name="action")(x))
 
 
 class Critic(nn.Module):
@@ -166,7 +167,7 @@ class Critic(nn.Module):
         """Maps `obs[B, ...]` and `action[B, D]` to `[B]`."""
         x = jnp.concatenate([_flat(obs), _flat(action)], -1)
         x = Hidden(self.features, "relu", FAN_IN_UNIFORM, name="hidden")(x)
-        return nn.Dense(1, kernel_init=FAN_IN_UNIFORM, name="value")(x)[:, 0]
+        return Dense(1, kernel_init=FAN_IN_UNIFORM, name="value")(x)[:, 0]
 
 
 class Torso(nn.Module):
@@ -198,7 +199,7 @@ class Torso(nn.Module):
                     conv_general_dilated=_convolve,
                 )(x)
             )
-        return nn.relu(nn.Dense(self.dense, kernel_init=init)(_flat(x)))
+        return nn.relu(Dense(self.dense, kernel_init=init)(_flat(x)))
 
 
 class Hidden(nn.Module):
@@ -212,7 +213,7 @@ class Hidden(nn.Module):
     def __call__(self, x: Array) -> Array:
         """Maps `x[B, p]` to `[B, features[-1]]`."""
         for width in self.features:
-            x = nn.Dense(width, kernel_init=self.kernel_init)(x)
+            x = Dense(width, kernel_init=self.kernel_init)(x)
             x = activation_function(self.activation)(x)
         return x
 

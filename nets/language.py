@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from nets.dense import Dense
 from nets.layers import activation_function, check_choice, check_rate
 from nets.net import Net, from_linen
 from nets.transformer import Block, Initializer, Positions, check_heads, check_sizes, sinusoid
@@ -117,7 +118,7 @@ class BERT(LanguageModel):
                 f"tokens, {tokens.shape}, False where there is padding"
             )
         x, embed, _ = self.read(tokens, valid, None, train)
-        x = nn.Dense(self.width, kernel_init=self.kernel_init, name="head")(x)
+        x = Dense(self.width, kernel_init=self.kernel_init, name="head")(x)
         x = nn.LayerNorm(epsilon=EPSILON, name="head_norm")(activation_function("gelu")(x))
         return embed.attend(x) + self.param("bias", nn.initializers.zeros, (self.vocab_size,))
 

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from nets.dense import Dense
 from nets.net import Net, from_linen
 from nets.transformer import (
     XAVIER,
@@ -71,7 +72,7 @@ class MAEDecoder(nn.Module):
                 f"{self.grid[0]}x{self.grid[1]}: expected [B, 1 + K, D] with K at most {patches}, "
                 f"and [B, {patches}]"
             )
-        x = nn.Dense(self.width, kernel_init=XAVIER, name="embed")(latent)
+        x = Dense(self.width, kernel_init=XAVIER, name="embed")(latent)
         mask = self.param("mask", _TOKEN, (1, 1, self.width)).astype(x.dtype)
         x, first = x[:, 1:], x[:, :1]
         x = jnp.concatenate([x, jnp.broadcast_to(mask, (batch, missing, self.width))], axis=1)
@@ -81,7 +82,7 @@ class MAEDecoder(nn.Module):
         for _ in range(self.depth):
             x = Block(self.heads, self.mlp_dim)(x)
         x = nn.LayerNorm(epsilon=1e-6, name="norm")(x)
-        return nn.Dense(self.outputs, kernel_init=XAVIER, name="pixels")(x)[:, 1:]
+        return Dense(self.outputs, kernel_init=XAVIER, name="pixels")(x)[:, 1:]
 
 
 def grid_positions(grid: tuple[int, int], width: int) -> jax.Array:

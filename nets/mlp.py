@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 
+from nets.dense import Dense
 from nets.layers import Activation, Norm, activation_function, check_options, normalise
 from nets.net import Net, from_linen
 
@@ -24,14 +25,14 @@ class MLP(nn.Module):
         x = x.reshape(x.shape[0], -1)
         for width in self.features:
             # A bias before batch norm would be subtracted again.
-            x = nn.Dense(
+            x = Dense(
                 width,
                 use_bias=self.norm != "batch",
                 kernel_init=nn.initializers.he_normal(),
             )(x)
             x = activation_function(self.activation)(normalise(x, self.norm, train=train))
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return nn.Dense(self.num_outputs)(x)
+        return Dense(self.num_outputs)(x)
 
 
 def mlp(

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 
+from nets.dense import Dense
 from nets.layers import normalise
 from nets.net import Net, from_linen
 
@@ -21,9 +22,9 @@ class Projector(nn.Module):
         """Maps `x[B, ...]` to `[B, num_outputs]`."""
         x = x.reshape(x.shape[0], -1)
         for width in self.features:
-            x = nn.Dense(width, use_bias=False, kernel_init=nn.initializers.he_normal())(x)
+            x = Dense(width, use_bias=False, kernel_init=nn.initializers.he_normal())(x)
             x = nn.relu(normalise(x, "batch", train=train))
-        x = nn.Dense(self.num_outputs, use_bias=False)(x)
+        x = Dense(self.num_outputs, use_bias=False)(x)
         if self.final_norm:
             x = nn.BatchNorm(
                 use_running_average=not train,

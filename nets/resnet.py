@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from nets.dense import Dense
 from nets.layers import (
     Activation,
     Norm,
@@ -118,7 +119,7 @@ class ResNet(nn.Module):
                     stochastic_depth=self.stochastic_depth * index / depth,
                 )(x, train)
         x = x.mean((1, 2))
-        return x if self.num_classes is None else nn.Dense(self.num_classes)(x)
+        return x if self.num_classes is None else Dense(self.num_classes)(x)
 
 
 def resnet_cifar(

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from nets.dense import Dense
 from nets.layers import StochasticDepth, activation_function
 
 Array = jax.Array
@@ -52,7 +53,7 @@ class SelfAttention(nn.Module):
         """
         batch, length, width = x.shape
         shape = (batch, length, self.heads, width // self.heads)
-        dense = partial(nn.Dense, width, use_bias=self.bias)
+        dense = partial(Dense, width, use_bias=self.bias)
         query, key, value = (
             dense(kernel_init=self.kernel_init, name=name)(x).reshape(shape)
             for name in ("query", "key", "value")
@@ -132,9 +133,9 @@ class Block(nn.Module):
         if cache is not None:
             y, written = y
         x = x + branch(y)
-        y = nn.Dense(self.mlp_dim, use_bias=self.bias, kernel_init=self.kernel_init)(norm(x))
+        y = Dense(self.mlp_dim, use_bias=self.bias, kernel_init=self.kernel_init)(norm(x))
         y = nn.Dropout(self.mlp_dropout, deterministic=not train)(activation_function("gelu")(y))
-        x = x + branch(nn.Dense(x.shape[-1], use_bias=self.bias, kernel_init=out_init)(y))
+        x = x + branch(Dense(x.shape[-1], use_bias=self.bias, kernel_init=out_init)(y))
         return x if cache is None else (x, written)
 
 

@@ -5,6 +5,7 @@ from typing import Literal
 import flax.linen as nn
 import jax
 
+from nets.dense import Dense
 from nets.layers import check_choice, check_rate
 from nets.net import Net, from_linen
 from nets.transformer import Block, check_heads, patch_tokens, prepend
@@ -51,7 +52,7 @@ class ViT(nn.Module):
         x = nn.LayerNorm(epsilon=1e-6)(x)
         x = x[:, 0] if self.pool == "cls" else x.mean(1)
         # Zero: the first loss is ln K exactly.
-        return nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, name="head")(x)
+        return Dense(self.num_classes, kernel_init=nn.initializers.zeros, name="head")(x)
 
 
 def vit(

@@ -5,6 +5,7 @@ from functools import partial
 import flax.linen as nn
 import jax
 
+from nets.dense import Dense
 from nets.layers import Activation, Norm, activation_function, check_options, normalise
 from nets.net import Net, from_linen
 from nets.resnet import conv
@@ -62,7 +63,7 @@ class WideResNet(nn.Module):
                 )(x, train)
         x = normalise(x, self.norm, train=train, momentum=self.momentum)
         x = activation_function(self.activation)(x)
-        return nn.Dense(self.num_classes)(x.mean((1, 2)))
+        return Dense(self.num_classes)(x.mean((1, 2)))
 
 
 def wide_resnet(

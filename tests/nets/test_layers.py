@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 import nets
 from nets.layers import NORMS, StochasticDepth, activation_function, max_pool, normalise
@@ -98,9 +99,15 @@ def test_nothing_left_to_pool():
 
 
 def test_gelu_is_exact():
-    x = jnp.linspace(-3, 3, 7)
-    expected = x * (1 + jax.scipy.special.erf(x / np.sqrt(2))) / 2
-    np.testing.assert_allclose(activation_function("gelu")(x), expected, atol=1e-6)
+    x = np.linspace(-6, 6, 25)
+    gelu = activation_function("gelu")
+    np.testing.assert_allclose(gelu(jnp.asarray(x)), x * norm.cdf(x), atol=1e-6)
+    slope = jax.vmap(jax.grad(gelu))(jnp.asarray(x))
+    np.testing.assert_allclose(slope, norm.cdf(x) + x * norm.pdf(x), atol=1e-6)
+    # In bfloat16 one plus the error function would keep few digits of what is left below zero.
+    half = gelu(jnp.asarray(-2.0, jnp.bfloat16))
+    assert half.dtype == jnp.bfloat16
+    np.testing.assert_allclose(half, -2 * norm.cdf(-2), rtol=1 / 256)
     assert activation_function(jnp.sin) is jnp.sin
 
 
