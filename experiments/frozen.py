@@ -1,4 +1,7 @@
-"""What the experiments in self-supervised learning share: how good the frozen features are."""
+"""What the experiments in self-supervised learning share: how good the features are, and for what.
+
+They are judged frozen, and where an experiment asks for it as the start of training with labels.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,24 +11,47 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import nets
 from experiments import training
 from experiments.training import Judge
 from nets.net import Net
 from paradigms import data
+from paradigms.core import optimizers
 from paradigms.core.learner import Learner, Metrics
-from paradigms.core.loop import evaluator
-from paradigms.core.metrics import Mean, Means
+from paradigms.core.loop import evaluator, fit
+from paradigms.core.metrics import Mean, Means, derive
 from paradigms.core.pictures import draw_classes
 from paradigms.core.state import PyTree, TrainState
-from paradigms.core.transforms import resident, seeded
+from paradigms.core.transforms import repeated, resident, seeded
+from paradigms.data.augment import Augmentation
 from paradigms.data.cache import Data
 from paradigms.self_supervised import knn, linear_probe, logistic_probe
+from paradigms.supervised import classifier
 
 _CHUNK = 500  # images that go through a net at once
 _PICTURED = 500
 _EPSILON = 1e-6
 
 Scores = dict[str, float]
+Weights = dict[str, PyTree]
+
+
+class FineTuning(NamedTuple):
+    """How a whole net, with a new linear layer on it, is trained with labels.
+
+    Attributes:
+      steps: updates by AdamW.
+      batch_size: of the minibatch.
+      learning_rate: after a warm-up over a twentieth of the steps; it falls to 0 by a cosine.
+      weight_decay: of the matrices.
+      augment: `(key, image) -> image`.
+    """
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    augment: Augmentation
 
 
 class Protocol(NamedTuple):
@@ -38,6 +64,7 @@ class Protocol(NamedTuple):
       labels_per_class: of the few-label probe.
       draws: of those labels, over which its accuracy is averaged.
       rates: learning rates of the linear probe, to choose from on validation data.
+      fine_tuning: how the net is trained on with all labels; None to leave it.
     """
 
     classes: int = 10
@@ -46,6 +73,7 @@ class Protocol(NamedTuple):
     labels_per_class: int = 4
     draws: int = 10
     rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0)
+    fine_tuning: FineTuning | None = None
 
 
 def task(
@@ -58,7 +86,8 @@ def task(
     test: Data,
     batch_size: int,
     protocol: Protocol,
-    pictures: Callable[[Path, Means, TrainState], None] | None = None,
+    pictures: Callable[[Path, TrainState, np.ndarray], None] | None = None,
+    sees: tuple[str, ...] = ("image",),
 ) -> training.Task:
     """Learning without labels, judged by what labels then make of the features.
 
@@ -66,27 +95,37 @@ def task(
     logistic regression on few of their labels: on validation images during training, where step 0
     shows what an untrained net can do, and on test images, once, at the end. Then comes
     `linear_probe`, with all labels, and `knn_gain`, what `knn` has gained over the same net before
-    training. What the learner evaluates is added.
+    training; with `fine_tuning`, the accuracy `fine_tuned` of the whole net after it, and
+    `fine_tuning_gain`, over the same training from where the net began. What the learner evaluates
+    is added.
 
     Args:
       net: raw images to features `[B, D]`, in evaluation.
-      learner: one run; sees images alone.
+      learner: one run.
       part: the name of the net's weights among those of the learner.
-      train: labelled images; the learner never sees the labels.
+      train: labelled images, of which the learner sees what `sees` says.
       validation: held-out images.
       test: likewise.
       batch_size: of the global minibatch.
       protocol: see there.
-      pictures: what to draw besides the embeddings of some test images.
+      pictures: draws into a directory, besides the embeddings, from the final state of the first
+        run and some test images.
+      sees: the entries of the data that the learner gets.
     """
 
-    def weights(state: TrainState) -> dict[str, PyTree]:
+    def weights(state: TrainState) -> Weights:
         return {"params": state.params[part], "model_state": state.model_state[part]}
 
-    features, drawn = _extractor(net, weights), resident(learner, batch_size)
+    def seen_of(images: Data) -> Data:
+        return {name: images[name] for name in sees}
+
+    features, drawn = _extractor(net), resident(learner, batch_size)
+
+    def weights_of(state: TrainState, run: int) -> Weights:
+        return jax.tree.map(lambda leaf: leaf[run], weights(state))
 
     def judge(held_out: Data, score: Callable[[TrainState, int], Scores]) -> Judge:
-        evaluate = evaluator(seeded(learner), _unlabelled(held_out), batch_size=_CHUNK)
+        evaluate = evaluator(seeded(learner), seen_of(held_out), batch_size=_CHUNK)
 
         def judged(state: TrainState, key: jax.Array) -> Metrics:
             metrics = dict(evaluate(state, key))
@@ -124,7 +163,7 @@ def task(
         return float(np.mean(accuracies))
 
     def quickly(state: TrainState, run: int) -> Scores:
-        of = features(state, run)
+        of = features(weights_of(state, run))
         seen, tried = (_described(of, images) for images in (train, validation))
         return {
             "knn": neighbours(seen, tried),
@@ -134,12 +173,14 @@ def task(
     start = jax.jit(seeded(drawn).init)
 
     def thoroughly(state: TrainState, run: int) -> Scores:
+        trained = weights_of(state, run)
         # What a run began with is a function of its key.
-        before = features(start(state.key[run : run + 1], _unlabelled(train)), 0)
-        untrained = neighbours(*(_described(before, images) for images in (train, test)))
-        of = features(state, run)
+        untrained = weights_of(start(state.key[run : run + 1], seen_of(train)), 0)
+        of, of_untrained = features(trained), features(untrained)
         seen, tried, asked = (_described(of, images) for images in (train, validation, test))
-        knn_accuracy = neighbours(seen, asked)
+        before = neighbours(*(_described(of_untrained, images) for images in (train, test)))
+        scores = {"knn": neighbours(seen, asked)}
+        scores["knn_gain"] = scores["knn"] - before
         seen, tried, asked = _standardised(seen, tried, asked)
         probe, _ = linear_probe(
             jax.random.key(0),
@@ -149,25 +190,27 @@ def task(
             learning_rates=protocol.rates,
             standardise=False,
         )
-        return {
-            "knn": knn_accuracy,
-            "knn_gain": knn_accuracy - untrained,
-            "few_label_probe": few_labels(seen, asked),
-            "linear_probe": _accuracy(probe.logits(jnp.asarray(asked["feature"])), asked),
-        }
+        scores["few_label_probe"] = few_labels(seen, asked)
+        scores["linear_probe"] = _accuracy(probe.logits(jnp.asarray(asked["feature"])), asked)
+        if protocol.fine_tuning is not None:
+            tune = _fine_tuner(net, protocol.fine_tuning, protocol.classes, train, test)
+            scores["fine_tuned"] = tune(state.key[run], trained)
+            scores["fine_tuning_gain"] = scores["fine_tuned"] - tune(state.key[run], untrained)
+        return scores
 
     def draw(directory: Path, means: Means, state: TrainState) -> None:
         some = {name: array[:_PICTURED] for name, array in test.items()}
-        one = jax.tree.map(lambda leaf: leaf[None], state)
-        _draw_embeddings(features(one)(some), some["label"], directory / "embeddings.png")
+        _draw_embeddings(
+            features(weights(state))(some), some["label"], directory / "embeddings.png"
+        )
         if pictures is not None:
-            pictures(directory, means, state)
+            pictures(directory, state, some["image"])
 
     image = test["image"]
     return training.Task(
         net=net,
         learner=drawn,
-        data=_unlabelled(train),
+        data=seen_of(train),
         examples_per_update=batch_size,
         example=jax.ShapeDtypeStruct(image.shape[1:], image.dtype),
         validation=lambda: judge(validation, quickly),
@@ -176,10 +219,6 @@ def task(
         weights=weights,
         pictures=draw,
     )
-
-
-def _unlabelled(images: Data) -> Data:
-    return {"image": images["image"]}
 
 
 def _described(of: Callable[[Data], np.ndarray], images: Data) -> Data:
@@ -196,27 +235,51 @@ def _accuracy(scores: jax.Array, asked: Data) -> float:
     return float((np.asarray(scores).argmax(-1) == asked["label"]).mean())
 
 
-def _extractor(
-    net: Net, weights: Callable[[TrainState], dict[str, PyTree]]
-) -> Callable[..., Callable[[Data], np.ndarray]]:
-    """`(state, run) -> (images -> features [N, D])`."""
+def _extractor(net: Net) -> Callable[[Weights], Callable[[Data], np.ndarray]]:
+    """`weights -> (images -> features [N, D])`."""
 
     @jax.jit
-    def apply(live: dict[str, PyTree], image: jax.Array) -> jax.Array:
-        output, _ = net.apply(live["params"], live["model_state"], image)
+    def apply(weights: Weights, image: jax.Array) -> jax.Array:
+        output, _ = net.apply(weights["params"], weights["model_state"], image)
         return output.astype(jnp.float32)
 
-    def features(state: TrainState, run: int = 0) -> Callable[[Data], np.ndarray]:
-        live = jax.tree.map(lambda leaf: leaf[run], weights(state))
-
+    def features(weights: Weights) -> Callable[[Data], np.ndarray]:
         def of(images: Data) -> np.ndarray:
             image = images["image"]
             starts = range(0, len(image), _CHUNK)
-            return np.concatenate([np.asarray(apply(live, image[i : i + _CHUNK])) for i in starts])
+            parts = [np.asarray(apply(weights, image[i : i + _CHUNK])) for i in starts]
+            return np.concatenate(parts)
 
         return of
 
     return features
+
+
+def _fine_tuner(
+    net: Net, how: FineTuning, classes: int, train: Data, test: Data
+) -> Callable[[jax.Array, Weights], float]:
+    """`(key, weights of the net) -> accuracy on test images` after training with all labels."""
+    schedule = optimizers.warmup_cosine(how.learning_rate, how.steps, warmup_steps=how.steps // 20)
+    learner = classifier(
+        nets.chain(backbone=net, head=nets.mlp((), classes)),
+        optimizers.adamw(schedule, weight_decay=how.weight_decay),
+        augment=how.augment,
+    )
+    images = jax.tree.map(jnp.asarray, train)
+    drawn = resident(learner, how.batch_size)
+    start, evaluate = jax.jit(drawn.init), evaluator(learner, test, batch_size=_CHUNK)
+
+    def accuracy(key: jax.Array, weights: Weights) -> float:
+        state = start(key, images)
+        state = state.replace(
+            params={**state.params, "backbone": weights["params"]},
+            model_state={**state.model_state, "backbone": weights["model_state"]},
+        )
+        n = training.updates_per_call(drawn, state, images, how.steps, how.steps)
+        tuned = fit(repeated(drawn, n), state, lambda *_: images, steps=how.steps, steps_per_call=n)
+        return derive(evaluate(tuned.state, key))["accuracy"]
+
+    return accuracy
 
 
 def _draw_embeddings(features: np.ndarray, label: np.ndarray, path: Path) -> None:

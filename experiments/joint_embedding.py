@@ -1,9 +1,13 @@
-"""What the joint-embedding experiments share: views, backbones, and how their features are used."""
+"""What self-supervised experiments on images share: options, views, backbones, pictures."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, Self
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 
 import nets
@@ -12,10 +16,15 @@ from nets.net import Net
 from paradigms import data
 from paradigms.core import optimizers
 from paradigms.core.learner import Learner
+from paradigms.core.pictures import draw_images
+from paradigms.core.state import TrainState
 from paradigms.data import augment, colour, geometry
+from paradigms.self_supervised import reconstruct
 
 # Mean and standard deviation of the pixels of scikit-learn's digits.
 DIGITS = ((0.305,), (0.376,))
+
+_PICTURED = 10
 
 
 @dataclass(frozen=True)
@@ -32,7 +41,7 @@ class Digits(cli.Options):
     validation: int = 197
     """Training examples that are held out to draw the curves."""
 
-    def rehearsal(self) -> "Digits":
+    def rehearsal(self) -> Self:
         """The set is embedded already; only the length changes."""
         return replace(self, seeds=self.seeds[:1], steps=100, evaluate_every=50)
 
@@ -117,7 +126,7 @@ class Cifar(cli.Options):
     steps: int = 200 * 351
     """Updates; 200 epochs."""
     evaluate_every: int = 351
-    size: Literal["resnet18", "small"] = "resnet18"
+    size: Literal["full", "small"] = "full"
     batch_size: int = 128
     learning_rate: float = 0.06
     """Of SGD at the start; it falls to 0 by a cosine."""
@@ -125,7 +134,7 @@ class Cifar(cli.Options):
     validation: int = 5000
     """Training images that are held out to draw the curves."""
 
-    def rehearsal(self) -> "Cifar":
+    def rehearsal(self) -> Self:
         """Enlarged digits and the small net."""
         return replace(
             self,
@@ -139,7 +148,7 @@ class Cifar(cli.Options):
 
 def cifar_backbone(config: Cifar) -> Net:
     """uint8 images `[B, 32, 32, 3]` to representations, `[B, 512]` or `[B, 128]`."""
-    if config.size == "resnet18":
+    if config.size == "full":
         net = nets.resnet(18, None, stem="cifar")
     else:
         net = nets.cnn(
@@ -171,22 +180,81 @@ def sgd(config: Cifar) -> optax.GradientTransformation:
     return optimizers.sgd(schedule, 0.9, weight_decay=config.weight_decay)
 
 
-def train_cifar(main: Callable[..., Any], config: Cifar, learner: Learner, net: Net) -> None:
+def train_cifar(
+    main: Callable[..., Any],
+    config: Cifar,
+    learner: Learner,
+    net: Net,
+    part: str = "backbone",
+    fine_tuning: frozen.FineTuning | None = None,
+    **options: Any,
+) -> None:
     """Trains on 45,000 images without labels and judges the features with them.
 
     Nearest neighbours are as in lightly's table (k=200, temperature 0.1), but at the last update,
     where theirs are of the best epoch on test images.
+
+    Args:
+      main: the experiment's.
+      config: its options.
+      learner: sees images alone, unless `options` say otherwise.
+      net: raw images to features.
+      part: the name of its weights among those of the learner.
+      fine_tuning: see `frozen.Protocol`.
+      **options: of `frozen.task`.
     """
     splits = images.load_splits(config, "cifar10", (32, 32, 3), config.validation)
     assert splits.validation is not None
     task = frozen.task(
         net,
         learner,
-        "backbone",
+        part,
         train=splits.train,
         validation=splits.validation,
         test=splits.test,
         batch_size=config.batch_size,
-        protocol=frozen.Protocol(k=200, temperature=0.1),
+        protocol=frozen.Protocol(k=200, temperature=0.1, fine_tuning=fine_tuning),
+        **options,
     )
     training.train(main, config, task)
+
+
+def draw_masked(
+    encoder: Net, decoder: Net, attention: Net, **masking: Any
+) -> Callable[[Path, TrainState, np.ndarray], None]:
+    """Pictures of a masked autoencoder: what it makes of hidden patches, and where it looks.
+
+    `reconstructions.png` has masked images, filled ones and originals; `attention.png` images, and
+    below them how much the class token looks at each patch, by the heads of the last block, the
+    most in white.
+
+    Args:
+      encoder: as given to the learner.
+      decoder: likewise.
+      attention: `nets.mae_attention`, with the preprocessing of the encoder.
+      **masking: options of the learner, as `reconstruct` takes them.
+    """
+
+    def draw(directory: Path, state: TrainState, images: np.ndarray) -> None:
+        shown = jnp.asarray(images[:_PICTURED])
+        rows = reconstruct(
+            encoder,
+            decoder,
+            state.params,
+            state.model_state,
+            jax.random.key(0),
+            shown,
+            **masking,
+        )
+        draw_images(np.stack(rows), directory / "reconstructions.png")
+        weights, _ = attention.apply(state.params["encoder"], state.model_state["encoder"], shown)
+        looks = np.asarray(weights)[-1, :, :, 0, 1:].swapaxes(0, 1)  # [H, B, N]
+        looks = looks / looks.max(-1, keepdims=True)
+        side = images.shape[1] // masking["patch_size"]
+        maps = looks.reshape(*looks.shape[:2], side, -1)
+        for axis in (2, 3):
+            maps = maps.repeat(masking["patch_size"], axis)
+        maps = np.repeat(maps[..., None], images.shape[-1], -1)
+        draw_images(np.stack([rows.original, *maps]), directory / "attention.png")
+
+    return draw

@@ -37,8 +37,8 @@ def load_texts(config: cli.Options, name: str, held_out: str, validation: int | 
       config: `--data-dir` and `--smoke`. A rehearsal takes sums of numbers below a hundred.
       name: as for `paradigms.data.text.load`.
       held_out: its split to test on.
-      validation: its split to validate on, or how many characters at the end of the training text
-        to hold out for that.
+      validation: its split to validate on, or how many characters at the start of the training text
+        to hold out for that: its end goes on in the text to test on, and says most about it.
     """
     if config.smoke:
         lines = _sums(_SUMS)
@@ -52,7 +52,7 @@ def load_texts(config: cli.Options, name: str, held_out: str, validation: int | 
             f"--validation {validation}: expected 1 to {len(train) - 1} characters of the training "
             "text"
         )
-    return Texts(train[:-validation], train[-validation:], test)
+    return Texts(train[validation:], train[:validation], test)
 
 
 def task(

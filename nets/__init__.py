@@ -14,7 +14,7 @@ from nets.heads import (
     squashed_gaussian,
 )
 from nets.language import bert, gpt
-from nets.masked import mae_decoder, mae_encoder
+from nets.masked import mae_attention, mae_decoder, mae_encoder
 from nets.mlp import mlp
 from nets.net import (
     Net,
@@ -51,6 +51,7 @@ __all__ = [
     "from_linen",
     "from_nnx",
     "gpt",
+    "mae_attention",
     "mae_decoder",
     "mae_encoder",
     "minatar_cnn",

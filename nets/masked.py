@@ -9,6 +9,7 @@ from nets.net import Net, from_linen
 from nets.transformer import (
     XAVIER,
     Block,
+    attention_of,
     check_heads,
     check_sizes,
     patch_tokens,
@@ -17,8 +18,6 @@ from nets.transformer import (
 )
 
 _TOKEN = nn.initializers.normal(0.02)
-# Xavier's, for the convolution as the dense layer over a patch that it is.
-_PATCH = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform", in_axis=(0, 1, 2), out_axis=3)
 
 
 class MAEEncoder(nn.Module):
@@ -35,7 +34,7 @@ class MAEEncoder(nn.Module):
         self, image: jax.Array, kept: jax.Array | None = None, train: bool = False
     ) -> jax.Array:
         """Maps images `[B, H, W, C]` and indices `kept[B, K]` to `[B, 1 + K, D]`."""
-        x = patch_tokens(image, self.patch_size, self.width, _PATCH)
+        x = patch_tokens(image, self.patch_size, self.width, XAVIER)
         grid = (image.shape[1] // self.patch_size, image.shape[2] // self.patch_size)
         x = x + grid_positions(grid, self.width).astype(x.dtype)
         if kept is not None:
@@ -121,6 +120,16 @@ def mae_encoder(patch_size: int, width: int, depth: int, heads: int, mlp_dim: in
     """
     _check("mae_encoder", width, heads, patch_size=patch_size, depth=depth, mlp_dim=mlp_dim)
     return from_linen(MAEEncoder(patch_size, width, depth, heads, mlp_dim))
+
+
+def mae_attention(patch_size: int, width: int, depth: int, heads: int, mlp_dim: int) -> Net:
+    """Where the `mae_encoder` of the same arguments looks, for pictures.
+
+    Returns:
+      A net of the encoder's parameters and inputs to float32 `[L, B, H, 1 + K, 1 + K]`, as
+      `attention_of` has it: the class token first, then the patches.
+    """
+    return attention_of(MAEEncoder(patch_size, width, depth, heads, mlp_dim))
 
 
 def mae_decoder(

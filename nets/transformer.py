@@ -1,5 +1,7 @@
 """What every transformer here is made of: attention, one pre-norm block, positions, patches."""
 
+import math
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
@@ -7,10 +9,12 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax import traverse_util
 from jax import lax
 
 from nets.dense import Dense
 from nets.layers import StochasticDepth, activation_function
+from nets.net import Net, PyTree, from_linen
 
 Array = jax.Array
 Initializer = Callable[..., Array]
@@ -70,6 +74,9 @@ class SelfAttention(nn.Module):
             # What is not filled yet lies ahead, and is masked with it.
             mask = jnp.arange(key.shape[1]) <= position[:, None]
         causal = self.causal and cache is None
+        # For `attention_of`; nobody else makes this collection.
+        if self.is_mutable_collection("intermediates"):
+            self.sow("intermediates", "attention", _weights(query, key, mask, causal))
         y = jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=causal)
         out_init = self.out_init or self.kernel_init
         y = dense(kernel_init=out_init, name="out")(y.reshape(x.shape))
@@ -139,6 +146,41 @@ class Block(nn.Module):
         return x if cache is None else (x, written)
 
 
+def attention_of(module: nn.Module) -> Net:
+    """Where a transformer looks: a net with the same parameters and another output.
+
+    Args:
+      module: has `SelfAttention` in it, each in a block with a number in its name.
+
+    Returns:
+      A net of the inputs of the module to float32 `[L, B, H, T, S]`, in evaluation: the share of
+      each token s in what head h of block l gives token t. Shares sum to 1 over s.
+    """
+
+    def apply(
+        params: PyTree, model_state: PyTree, *inputs: Any, key: Any = None, train: bool = False
+    ) -> tuple[Array, PyTree]:
+        _, kept = module.apply(
+            {"params": params, **model_state}, *inputs, mutable=["intermediates"]
+        )
+        by_path = traverse_util.flatten_dict(kept["intermediates"], sep="/")
+        # By number: as words, block 10 would come before block 2.
+        ordered = sorted(by_path, key=lambda path: [int(n) for n in re.findall(r"\d+", path)])
+        return jnp.stack([by_path[path][0] for path in ordered]), model_state
+
+    return Net(from_linen(module).init, apply)
+
+
+def _weights(query: Array, key: Array, mask: Array | None, causal: bool) -> Array:
+    """The softmax of `query[B, T, H, d]` and `key[B, S, H, d]`, float32 `[B, H, T, S]`."""
+    scores = jnp.einsum("bthd,bshd->bhts", query, key).astype(jnp.float32)
+    scores /= math.sqrt(query.shape[-1])
+    if causal:
+        past = jnp.tril(jnp.ones(scores.shape[-2:], bool))
+        mask = past if mask is None else past & mask
+    return jax.nn.softmax(scores, where=mask)
+
+
 def sinusoid(position: Array, width: int) -> Array:
     """Positions as waves (Vaswani et al. 2017, section 3.5): `position[T]` to float32 `[T, width]`.
 
@@ -188,11 +230,11 @@ def patch_tokens(x: Array, patch_size: int, width: int, kernel_init: Initializer
             f"images of {x.shape[1]}x{x.shape[2]} cannot be cut into patches of "
             f"{patch_size}x{patch_size}: choose a patch_size that divides both sides"
         )
-    patch = (patch_size, patch_size)
-    x = nn.Conv(
-        width, patch, strides=patch, padding="VALID", kernel_init=kernel_init, name="patches"
-    )(x)
-    return x.reshape(x.shape[0], -1, width)
+    # As the dense layer that it is: a convolution within a loop is slow on a CPU.
+    rows, columns = x.shape[1] // patch_size, x.shape[2] // patch_size
+    x = x.reshape(x.shape[0], rows, patch_size, columns, patch_size, x.shape[3])
+    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(x.shape[0], rows * columns, -1)
+    return Dense(width, kernel_init=kernel_init, name="patches")(x)
 
 
 def prepend(token: Array, x: Array) -> Array:

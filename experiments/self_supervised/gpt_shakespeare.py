@@ -4,7 +4,8 @@ The two sizes of nanoGPT, whose validation loss in nats per character is 1.88 (4
 characters of context, 2,000 updates, minutes on a CPU) and 1.4697 (6 layers of 384, 256 characters,
 5,000 updates, an accelerator). Theirs is estimated on random windows of the last tenth of the
 text; ours is of all of it, cut into windows, read once after the last update. The curve is of the
-last 50,000 characters of the training text, which are held out for it.
+first 50,000 characters of the training text, which are held out for it. The learning rate is theirs
+for the full size, and for the small one twice that, chosen on held-out text.
 
   python -m experiments.self_supervised.gpt_shakespeare                            3 seeds
   python -m experiments.self_supervised.gpt_shakespeare --size full --steps 5000
@@ -52,7 +53,7 @@ class Config(cli.Options):
     """Of AdamW after 100 updates; it falls to a tenth by a cosine."""
     weight_decay: float = 0.1
     validation: int = 50_000
-    """Characters at the end of the training text that are held out to draw the curve."""
+    """Characters at the start of the training text that are held out to draw the curve."""
 
     def rehearsal(self) -> "Config":
         """Sums of numbers below a hundred, whose characters are learnt in no time."""

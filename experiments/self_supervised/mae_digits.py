@@ -7,23 +7,15 @@ pixels of 40 labelled digits.
   python -m experiments.self_supervised.mae_digits        5 seeds, on a CPU
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-import jax
-import jax.numpy as jnp
-import numpy as np
 
 import nets
 from experiments import cli, joint_embedding
 from nets.net import Net
-from paradigms import data
-from paradigms.core.metrics import Means
-from paradigms.core.pictures import draw_images
-from paradigms.core.state import TrainState
 from paradigms.data import augment
-from paradigms.self_supervised import mae, reconstruct
+from paradigms.self_supervised import mae
 
 PUBLISHED = {
     "metric": "test/few_label_probe",
@@ -39,7 +31,6 @@ PUBLISHED = {
 }
 
 PATCH = 2
-_PICTURED = 10
 
 
 @dataclass(frozen=True)
@@ -57,13 +48,8 @@ class Config(joint_embedding.Digits):
 
 def networks(config: Config) -> tuple[Net, Net]:
     """Encoder of digits and kept patches, decoder to all patches."""
-    encoder = nets.mae_encoder(PATCH, config.width, config.depth, 4, 4 * config.width)
-    encoder = nets.preprocess(encoder, augment.normalise(*joint_embedding.DIGITS))
     decoder = nets.mae_decoder(PATCH, 1, (4, 4), config.width, 1, 4, 4 * config.width)
-    return (
-        nets.with_precision(encoder, config.precision),
-        nets.with_precision(decoder, config.precision),
-    )
+    return _encoder(config, nets.mae_encoder), nets.with_precision(decoder, config.precision)
 
 
 def network(config: Config) -> Net:
@@ -74,10 +60,15 @@ def network(config: Config) -> Net:
     )
 
 
+def _encoder(config: Config, make: Callable[..., Net]) -> Net:
+    net = make(PATCH, config.width, config.depth, 4, 4 * config.width)
+    net = nets.preprocess(net, augment.normalise(*joint_embedding.DIGITS))
+    return nets.with_precision(net, config.precision)
+
+
 def main(config: Config) -> None:
     """Trains on the images of split 0."""
     encoder, decoder = networks(config)
-    test = data.digits("test")
     masking: dict[str, Any] = {
         "patch_size": PATCH,
         "mask_ratio": config.mask_ratio,
@@ -90,23 +81,11 @@ def main(config: Config) -> None:
         augment=joint_embedding.digits_views(),
         **masking,
     )
-
-    def picture(directory: Path, means: Means, state: TrainState) -> None:
-        del means
-        shown = jnp.asarray(test["image"][:_PICTURED])
-        rows = reconstruct(
-            encoder,
-            decoder,
-            state.params,
-            state.model_state,
-            jax.random.key(0),
-            shown,
-            **masking,
-        )
-        draw_images(np.stack(rows), directory / "reconstructions.png")
-
+    pictures = joint_embedding.draw_masked(
+        encoder, decoder, _encoder(config, nets.mae_attention), **masking
+    )
     joint_embedding.train_digits(
-        main, config, learner, network(config), "encoder", pictures=picture
+        main, config, learner, network(config), "encoder", pictures=pictures
     )
 
 

@@ -57,7 +57,7 @@ def test_positions_of_a_grid():
 def test_encoder_by_hand():
     params = numbers(ENCODER, IMAGE)
     layer = params["patches"]
-    tokens = patchify(IMAGE, 4) @ layer["kernel"].reshape(PIXELS, 16) + layer["bias"]
+    tokens = patchify(IMAGE, 4) @ layer["kernel"] + layer["bias"]
     tokens = tokens + waves(GRID, 16)
     first = np.broadcast_to(params["cls"], (2, 1, 16))
     apply = jax.jit(ENCODER.apply)

@@ -7,7 +7,7 @@ import pytest
 import scipy.special
 
 import nets
-from nets.transformer import Block, SelfAttention, patch_tokens, rotate, sinusoid
+from nets.transformer import Block, SelfAttention, attention_of, patch_tokens, rotate, sinusoid
 
 KEY = jax.random.key(0)
 X = jax.random.normal(KEY, (2, 5, 8))
@@ -188,3 +188,37 @@ def test_rotation_is_float32_whatever_it_turns():
 def test_patches_need_images():
     with pytest.raises(ValueError, match=r"images of shape \(8, 8, 3\): expected \[B, H, W, C\]"):
         patch_tokens(jnp.zeros((8, 8, 3)), 4, 8, jax.nn.initializers.zeros)
+
+
+@pytest.mark.parametrize(
+    ("causal", "rotary", "masked"),
+    [(False, False, False), (True, True, False), (True, False, True)],
+)
+def test_attention_of_is_what_mixes_the_tokens(causal, rotary, masked):
+    module = SelfAttention(2, causal=causal, rotary=rotary, bias=False)
+    valid = VALID.at[:, 0].set(True) if masked else None
+    params = numbers(module, X)
+    # Nothing but the mixing is left of the output.
+    params["value"]["kernel"] = params["out"]["kernel"] = np.eye(8, dtype=np.float32)
+    (weights,), state = attention_of(module).apply(params, {}, X, valid)
+    assert weights.shape == (2, 2, 5, 5) and state == {}
+    heads = X.reshape(2, 5, 2, 4)
+    mixed = np.einsum("bhts,bshd->bthd", weights, heads).reshape(X.shape)
+    np.testing.assert_allclose(mixed, module.apply({"params": params}, X, valid), atol=1e-6)
+    np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-6)
+    if causal:
+        assert (np.asarray(weights) * ~np.tri(5, dtype=bool) == 0).all()
+    if masked:
+        assert (weights[0, :, :, 2] == 0).all()
+
+
+def test_attention_of_counts_blocks_as_numbers():
+    net = nets.mae_attention(4, 8, 11, 2, 8)
+    image = jax.random.normal(KEY, (1, 8, 8, 1))
+    params, model_state = net.init(KEY, image)
+    assert model_state == {}
+    params["Block_9"]["SelfAttention_0"]["query"]["kernel"] *= 0
+    weights, _ = net.apply(params, {}, image)
+    assert weights.shape == (11, 1, 2, 5, 5)
+    uniform = np.ptp(np.asarray(weights), axis=(1, 2, 3, 4)) < 1e-6
+    np.testing.assert_array_equal(np.flatnonzero(uniform), [9])
