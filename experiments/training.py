@@ -25,7 +25,7 @@ from paradigms.core.pictures import draw_curves
 from paradigms.core.progress import Progress
 from paradigms.core.record import Run, environment, state_sha256_per_run, summarise
 from paradigms.core.state import PyTree, TrainState, fold_name
-from paradigms.core.transforms import loops_are_slow, repeated, resident, seeded
+from paradigms.core.transforms import loops_are_slow, repeated, resident, run_data, seeded
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -60,7 +60,8 @@ class Task(NamedTuple):
       weights: which weights evaluation uses, as `{"params": ..., "model_state": ...}`.
       pictures: draws into a directory from the test metrics and the final state of the first run.
       start: changes the fresh state, of all runs, before the first update (pretrained weights).
-      data_axis: 0 where every run has training data of its own, stacked; None where they share it.
+      data_axis: 0 where every run has training data of its own, stacked; None where they share it;
+        or a tree of these.
       source: what makes the batches of all runs, one update after the other, in place of `data`;
         a world on the host, whose episodes begin anew where a run resumes.
     """
@@ -77,7 +78,7 @@ class Task(NamedTuple):
     weights: Callable[[TrainState], dict[str, PyTree]] = _live_weights
     pictures: Callable[[Path, Means, TrainState], None] | None = None
     start: Callable[[TrainState], TrainState] = lambda state: state
-    data_axis: int | None = None
+    data_axis: Any = None
     source: LiveSource | None = None
 
 
@@ -370,8 +371,7 @@ def _flops(task: Task, data: Any) -> float | None:
     """
     if not jax.tree.leaves(data):
         return None
-    if task.data_axis is not None:
-        data = jax.tree.map(lambda leaf: leaf[0], data)
+    data = run_data(data, task.data_axis, 0)
     state = jax.eval_shape(task.learner.init, jax.random.key(0), data)
     cost = jax.jit(task.learner.update).lower(state, data).cost_analysis()
     return None if cost is None else cost.get("flops")

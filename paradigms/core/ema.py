@@ -48,3 +48,26 @@ def ema(average: PyTree, value: PyTree, decay: float | jax.Array) -> PyTree:
         return mixed.astype(old.dtype)
 
     return jax.tree_util.tree_map_with_path(step, average, value)
+
+
+def slow_copy(params: PyTree, model_state: PyTree) -> dict[str, PyTree]:
+    """A net's own copy, `{"params": ..., "model_state": ...}`, to start an entry of `target`."""
+    # A copy, because one buffer under two names cannot be donated.
+    return jax.tree.map(jnp.copy, {"params": params, "model_state": model_state})
+
+
+def follow(
+    teacher: dict[str, PyTree], params: PyTree, model_state: PyTree, decay: float | jax.Array
+) -> dict[str, PyTree]:
+    """The teacher after the optimiser's step.
+
+    Its weights are `decay * teacher + (1 - decay) * params`. Its batch statistics are those of its
+    own pass, for they belong to what its own weights make of the data.
+
+    Args:
+      teacher: as before the step.
+      params: the student's, after the step.
+      model_state: of the teacher's pass.
+      decay: in [0, 1].
+    """
+    return {"params": ema(teacher["params"], params, decay), "model_state": model_state}

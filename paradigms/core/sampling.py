@@ -80,6 +80,31 @@ def batch_indices(key: jax.Array, step: jax.Array, size: int, batch_size: int) -
     return permute(jax.random.fold_in(key, epoch), position, size)
 
 
+def cycled_indices(key: jax.Array, step: jax.Array, size: int, batch_size: int) -> jax.Array:
+    """`batch_indices` for a data set that may be smaller than the batch.
+
+    Such a batch holds whole permutations of the set, and the first part of another.
+
+    Args:
+      key: as for `batch_indices`.
+      step: likewise.
+      size: number of examples.
+      batch_size: number of examples in the global batch, larger or smaller.
+
+    Returns:
+      int32 `[batch_size]`, indices in `[0, size)`; none comes two times more often than another.
+
+    Raises:
+      InputError: the batch is empty.
+    """
+    if batch_size <= size:
+        return batch_indices(key, step, size, batch_size)
+    rounds = -(-batch_size // size)
+    first = jnp.asarray(step, jnp.int32) * rounds
+    index = [batch_indices(key, first + i, size, size) for i in range(rounds)]
+    return jnp.concatenate(index)[:batch_size]
+
+
 def common_length(data: PyTree, where: str) -> int:
     """The number of examples in a data set, a tree of arrays `[N, ...]`.
 

@@ -16,13 +16,13 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from paradigms.core.ema import ema
+from paradigms.core.ema import ema, slow_copy
 from paradigms.core.errors import InputError
 from paradigms.core.learner import Batch, Learner, Metrics
 from paradigms.core.mesh import constrain_batch
 from paradigms.core.optimizers import Scheduled, current
-from paradigms.core.sampling import batch_indices, common_length, data_key
-from paradigms.core.state import PyTree, TrainState
+from paradigms.core.sampling import batch_indices, common_length, cycled_indices, data_key
+from paradigms.core.state import PyTree, TrainState, fold_name
 
 Method = Literal["vmap", "map", "unroll"]
 
@@ -65,7 +65,7 @@ def chunked(learner: Learner, *, unroll: bool | None = None) -> Learner:
     return learner._replace(init=init, update=update)
 
 
-def resident(learner: Learner, batch_size: int) -> Learner:
+def resident(learner: Learner, batch_size: int | Mapping[str, int]) -> Learner:
     """Takes the whole data set, which lives on the device, and draws the minibatch inside jit.
 
     The data set is an argument, so it is stored once and never baked into an executable. Each batch
@@ -74,20 +74,38 @@ def resident(learner: Learner, batch_size: int) -> Learner:
 
     Args:
       learner: gets batches `[batch_size, ...]`.
-      batch_size: size of the global batch.
+      batch_size: size of the global batch. Where the data are several sets by name, as those with
+        and without labels, one size for each: the batch has a part of each name, drawn in an order
+        of its own, and a set smaller than its part is gone through several times in it.
 
     Returns:
-      A learner whose batch is a dict of arrays `[N, ...]`.
+      A learner whose batch is a dict of arrays `[N, ...]`, or of such dicts.
 
     Raises:
-      InputError: the arrays differ in length, or the batch is empty or larger than the data set.
+      InputError: the arrays differ in length, the batch is empty or larger than the data set, or
+        the names of the sizes are not those of the sets.
     """
 
-    def draw(key: jax.Array, step: jax.Array, data: Mapping[str, jax.Array]) -> Batch:
-        size = common_length(dict(data), "resident")
-        index = batch_indices(data_key(key), step, size, batch_size)
+    def take(data: Mapping[str, jax.Array], index: jax.Array) -> Batch:
         batch = jax.tree.map(lambda leaf: leaf.at[index].get(mode="clip"), dict(data))
         return constrain_batch({**batch, "index": index})
+
+    def draw(key: jax.Array, step: jax.Array, data: Mapping[str, Any]) -> Batch:
+        key = data_key(key)
+        if not isinstance(batch_size, Mapping):
+            size = common_length(dict(data), "resident")
+            return take(data, batch_indices(key, step, size, batch_size))
+        if set(batch_size) != set(data):
+            raise InputError(
+                f"resident: batch sizes for {sorted(batch_size)} and data sets {sorted(data)}: "
+                "expected one size for each set"
+            )
+        parts = {}
+        for name, number in batch_size.items():
+            size = common_length(dict(data[name]), f"resident: {name}")
+            index = cycled_indices(fold_name(key, name), step, size, number)
+            parts[name] = take(data[name], index)
+        return parts
 
     return _drawing(learner, draw)
 
@@ -154,7 +172,7 @@ def seeded(
     learner: Learner,
     *,
     method: Method | None = None,
-    data_axis: int | None = None,
+    data_axis: Any = None,
     metrics_axis: int = 0,
 ) -> Learner:
     """Independent runs, one for each key; run `i` is the run that `keys[i]` alone would give.
@@ -164,7 +182,8 @@ def seeded(
       method: "vmap" runs them side by side, "map" one after another in a loop and bit-equal to
         separate runs, "unroll" likewise with the loop written out. By default the accelerator gets
         "vmap", and the CPU "map", or "unroll" where `loops_are_slow`.
-      data_axis: the axis of the batch that belongs to the runs, or None where they share it.
+      data_axis: the axis of the batch that belongs to the runs, or None where they share it; as for
+        `jax.vmap` also a tree of these, as `{"labelled": 0, "unlabelled": None}`.
       metrics_axis: the axis of the runs in what `update` reports: 1 behind the updates of
         `repeated` or `chunked`.
 
@@ -343,7 +362,7 @@ def _over_runs(
     runs: Any,
     batch: Batch,
     method: Method | None,
-    data_axis: int | None,
+    data_axis: Any,
 ) -> Any:
     """Applies `function(run, batch)` to each run, stacked on the first axis of every leaf."""
     shape = jax.tree.leaves(runs)[0].shape
@@ -352,24 +371,29 @@ def _over_runs(
             "seeded or swept: expected keys [S], as of jax.random.split(key, S), or a state made "
             "from them; got a single run"
         )
-    if data_axis is not None:
-        batch = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, data_axis, 0), batch)
-        if (given := common_length(batch, f"seeded(data_axis={data_axis})")) != shape[0]:
-            raise InputError(
-                f"seeded(data_axis={data_axis}): the batch has data for {given} runs and there are "
-                f"{shape[0]}"
-            )
+    leaves, form = jax.tree.flatten(batch)
+    owned = [
+        None if axis is None else jnp.moveaxis(leaf, axis, 0)
+        for leaf, axis in zip(leaves, _axes(data_axis, batch), strict=True)
+    ]
+    given = common_length(owned, "seeded") if jax.tree.leaves(owned) else shape[0]
+    if given != shape[0]:
+        raise InputError(
+            f"seeded(data_axis={data_axis}): the batch has data for {given} runs and there are "
+            f"{shape[0]}"
+        )
 
-    def one(run_and_batch: tuple[Any, Batch]) -> Any:
-        run, own = run_and_batch
-        return function(run, batch if data_axis is None else own)
+    def one(run_and_data: tuple[Any, list[jax.Array | None]]) -> Any:
+        run, own = run_and_data
+        parts = [leaf if mine is None else mine for leaf, mine in zip(leaves, own, strict=True)]
+        return function(run, jax.tree.unflatten(form, parts))
 
-    def alone(run_and_batch: tuple[Any, Batch]) -> Any:
+    def alone(run_and_data: tuple[Any, list[jax.Array | None]]) -> Any:
         # XLA would fuse a run with the slicing around it, and then round in another way.
         barrier = jax.lax.optimization_barrier
-        return barrier(one(barrier(run_and_batch)))
+        return barrier(one(barrier(run_and_data)))
 
-    stacked = (runs, None if data_axis is None else batch)
+    stacked = (runs, owned)
     if method is None:
         first = jax.tree.map(lambda leaf: leaf[0], stacked)
         if jax.default_backend() != "cpu":
@@ -386,11 +410,28 @@ def _over_runs(
     raise InputError(f"method {method!r}: expected 'vmap', 'map', 'unroll' or None")
 
 
+def run_data(data: Batch, data_axis: Any, run: int) -> Batch:
+    """The data of one run, from what `seeded` with this `data_axis` gives to all."""
+    leaves, form = jax.tree.flatten(data)
+    own = [
+        leaf if axis is None else jnp.take(leaf, run, axis)
+        for leaf, axis in zip(leaves, _axes(data_axis, data), strict=True)
+    ]
+    return jax.tree.unflatten(form, own)
+
+
+def _axes(data_axis: Any, batch: Batch) -> list[int | None]:
+    """The axis of each leaf of the batch."""
+
+    def shared(axis: Any) -> bool:
+        return axis is None
+
+    return jax.tree.leaves(jax.tree.broadcast(data_axis, batch, is_leaf=shared), is_leaf=shared)
+
+
 def _weights(state: TrainState) -> dict[str, PyTree]:
     return {"params": state.params, "model_state": state.model_state}
 
 
 def _with_copy(state: TrainState, name: str) -> TrainState:
-    # A copy, because one buffer under two names cannot be donated.
-    weights = jax.tree.map(jnp.copy, _weights(state))
-    return state.replace(target={**state.target, name: weights})
+    return state.replace(target={**state.target, name: slow_copy(**_weights(state))})

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from nets.net import Net
+from paradigms.core.ema import slow_copy
 from paradigms.core.errors import InputError
 from paradigms.core.learner import NORM_PERIOD, Batch, Learner, Metrics, descend
 from paradigms.core.metrics import Mean
@@ -133,14 +134,12 @@ def dqn(
 
     def init(key: jax.Array, example: Batch) -> TrainState:
         params, model_state = net.init(key, example["obs"][0])
-        # A copy, because one buffer under two names cannot be donated.
-        target = jax.tree.map(jnp.copy, {"params": params, "model_state": model_state})
         return TrainState.create(
             key,
             params,
             opt_state=optimizer.init(params),
             model_state=model_state,
-            target={"q": target},
+            target={"q": slow_copy(params, model_state)},
             memory=replay.init(example),
         )
 

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import optax
 
 from nets.net import Net, chain
+from paradigms.core.ema import follow, slow_copy
 from paradigms.core.errors import InputError
 from paradigms.core.learner import Batch, Learner, Metrics, descend
 from paradigms.core.metrics import Mean
@@ -15,8 +16,6 @@ from paradigms.data.augment import Augmentation
 from paradigms.self_supervised.joint_embedding import (
     diagnostics,
     embed,
-    follow,
-    new_teacher,
     two_views,
     unit_length,
 )
@@ -141,7 +140,7 @@ def byol(
             params,
             opt_state=optimizer.init(params),
             model_state=model_state,
-            target={"teacher": new_teacher(*followed)},
+            target={"teacher": slow_copy(*followed)},
         )
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:

@@ -12,12 +12,10 @@ import jax.numpy as jnp
 import optax
 
 from nets.net import Net, chain
-from paradigms.core.ema import ema
 from paradigms.core.errors import InputError
 from paradigms.core.learner import Batch, Learner, Metrics, minimise
 from paradigms.core.mesh import constrain_batch
 from paradigms.core.metrics import Mean
-from paradigms.core.optimizers import Scalar
 from paradigms.core.state import PyTree, TrainState, fold_name
 from paradigms.data.augment import Augmentation
 
@@ -169,29 +167,6 @@ def enqueue(queue: dict[str, jax.Array], keys: jax.Array) -> dict[str, jax.Array
         )
     placed = jax.lax.dynamic_update_slice_in_dim(queue["keys"], keys, queue["cursor"], axis=0)
     return {"keys": placed, "cursor": (queue["cursor"] + number) % size}
-
-
-def new_teacher(params: PyTree, model_state: PyTree) -> dict[str, PyTree]:
-    """A net's own copy, `{"params": ..., "model_state": ...}`, to start a teacher from."""
-    # A copy, because one buffer under two names cannot be donated.
-    return jax.tree.map(jnp.copy, {"params": params, "model_state": model_state})
-
-
-def follow(
-    teacher: dict[str, PyTree], params: PyTree, model_state: PyTree, decay: Scalar
-) -> dict[str, PyTree]:
-    """The teacher after the optimiser's step.
-
-    Its weights are `decay * teacher + (1 - decay) * params`. Its batch statistics are those of its
-    own pass, for they belong to what its own weights make of the data.
-
-    Args:
-      teacher: as before the step.
-      params: the student's, after the step.
-      model_state: of the teacher's pass.
-      decay: in [0, 1].
-    """
-    return {"params": ema(teacher["params"], params, decay), "model_state": model_state}
 
 
 def diagnostics(

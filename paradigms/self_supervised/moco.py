@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import optax
 
 from nets.net import Net, chain
+from paradigms.core.ema import follow, slow_copy
 from paradigms.core.errors import InputError
 from paradigms.core.learner import Batch, Learner, Metrics, descend
 from paradigms.core.metrics import Mean
@@ -16,9 +17,7 @@ from paradigms.self_supervised.joint_embedding import (
     diagnostics,
     embed,
     enqueue,
-    follow,
     new_queue,
-    new_teacher,
     two_views,
     unit_length,
 )
@@ -144,7 +143,7 @@ def moco(
             params,
             opt_state=optimizer.init(params),
             model_state=model_state,
-            target={"teacher": new_teacher(params, model_state)},
+            target={"teacher": slow_copy(params, model_state)},
             memory=new_queue(fold_name(key, "queue"), queue_size, z.shape[-1]),
         )
 

@@ -1,52 +1,26 @@
-"""Classification: cross entropy on integer or soft labels, and what is reported about it."""
+"""Classification: a network is shown inputs with their classes."""
 
 from collections.abc import Sequence
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from nets.net import Net
-from paradigms.core import metrics as metrics_lib
+from paradigms.core.classification import (
+    as_probabilities,
+    classification_metrics,
+    cross_entropy,
+    example_weights,
+    infinite_at_wrong_labels,
+    top_k_hits,
+)
 from paradigms.core.errors import InputError
 from paradigms.core.learner import Batch, Learner, Metrics, minimise
-from paradigms.core.metrics import Mean, Means
+from paradigms.core.metrics import Mean
 from paradigms.core.state import TrainState
 from paradigms.data.augment import Augmentation, LabelMixing
-
-CALIBRATION_BINS = 15
-
-
-def cross_entropy(
-    logits: jax.Array,
-    label: jax.Array,
-    *,
-    label_smoothing: float = 0.0,
-    class_weights: Sequence[float] | None = None,
-) -> jax.Array:
-    """Cross entropy in nats, one value per example.
-
-    Args:
-      logits: floating `[B, K]`; computed in float32 whatever the dtype.
-      label: integer `[B]`, or probabilities `[B, K]`.
-      label_smoothing: in [0, 1). The target is `(1 - e) * label + e / K`, so the true class gets
-        its share of the uniform part too (Szegedy et al. 2016, arXiv:1512.00567, section 7).
-      class_weights: K factors, one for each class's term of the sum.
-
-    Returns:
-      float32 `[B]`; 0, like its gradient, for an integer label outside 0 to K - 1. `classifier`
-      tells of such labels.
-    """
-    chex.assert_rank(logits, 2)
-    logits = logits.astype(jnp.float32)
-    target = _probabilities(label, logits.shape[-1])
-    target = optax.smooth_labels(target, label_smoothing)
-    if class_weights is not None:
-        target = target * jnp.asarray(class_weights, jnp.float32)
-    return -jnp.sum(target * jax.nn.log_softmax(logits), axis=-1)
 
 
 def classifier(
@@ -96,7 +70,7 @@ def classifier(
             inputs = augment(state.rng("augment"), inputs)
         if mix is not None:
             classes = _num_classes(net, state, inputs)
-            inputs, label = mix(state.rng("mix"), inputs, _probabilities(label, classes))
+            inputs, label = mix(state.rng("mix"), inputs, as_probabilities(label, classes))
         logits, model_state = net.apply(
             params, state.model_state, inputs, key=state.rng("net"), train=True
         )
@@ -104,115 +78,26 @@ def classifier(
         losses = cross_entropy(
             logits, label, label_smoothing=label_smoothing, class_weights=class_weights
         )
-        weight = _mask(batch, len(losses))
+        weight = example_weights(batch, len(losses))
         if class_weights is not None:
             # The weighted mean divides by the weights, so that equal weights change nothing.
-            share = _probabilities(label, logits.shape[-1]) @ jnp.asarray(class_weights)
+            share = as_probabilities(label, logits.shape[-1]) @ jnp.asarray(class_weights)
             total = jnp.where(weight > 0, losses * weight, 0).sum()
             loss = Mean(total=total, count=(share * weight).sum())
         else:
             loss = Mean.of(losses, weight)
         metrics = {
-            "loss": _infinite_at_wrong_labels(loss, batch["label"], logits.shape[-1], weight),
-            "accuracy": Mean.of(_hits(logits, label, 1), weight),
+            "loss": infinite_at_wrong_labels(loss, batch["label"], logits.shape[-1], weight),
+            "accuracy": Mean.of(top_k_hits(logits, label, 1), weight),
         }
         return loss.value(), (metrics, model_state)
 
     def evaluate(state: TrainState, batch: Batch, key: jax.Array) -> Metrics:
         logits, _ = net.apply(state.params, state.model_state, batch[input_name], key=key)
         _check_logits(logits, batch["label"], class_weights)
-        return classification_metrics(logits, batch["label"], _mask(batch, len(logits)))
+        return classification_metrics(logits, batch["label"], example_weights(batch, len(logits)))
 
     return minimise(loss_of, optimizer, init=init, evaluate=evaluate)
-
-
-def classification_metrics(logits: jax.Array, label: jax.Array, mask: jax.Array) -> Metrics:
-    """What evaluation reports: scalars, and the ingredients of `derive_classification`.
-
-    Args:
-      logits: `[B, K]`.
-      label: int `[B]`, or probabilities `[B, K]`.
-      mask: `[B]`, the weight of each example.
-
-    Returns:
-      `loss`, `accuracy`, `top5` (K > 5), and array-valued `calibration/confidence`,
-      `calibration/accuracy` `[15]`, `confusion` `[K, K]` (rows are the true classes).
-    """
-    probabilities = jax.nn.softmax(logits.astype(jnp.float32))
-    classes = logits.shape[-1]
-    hits = _hits(logits, label, 1)
-    confidence = probabilities.max(-1)
-    # Bins are (0, 1/15], (1/15, 2/15], ... as in Guo et al. 2017.
-    bins = jnp.clip(jnp.ceil(confidence * CALIBRATION_BINS) - 1, 0, CALIBRATION_BINS - 1)
-    in_bin = mask[:, None] * jax.nn.one_hot(bins.astype(jnp.int32), CALIBRATION_BINS)
-    true = _probabilities(label, classes) * mask[:, None]
-    predicted = jax.nn.one_hot(logits.argmax(-1), classes)
-    metrics = {
-        "loss": _infinite_at_wrong_labels(
-            Mean.of(cross_entropy(logits, label), mask), label, classes, mask
-        ),
-        "accuracy": Mean.of(hits, mask),
-        "calibration/confidence": Mean(total=confidence @ in_bin, count=in_bin.sum(0)),
-        "calibration/accuracy": Mean(total=hits @ in_bin, count=in_bin.sum(0)),
-        "confusion": Mean(
-            total=true.T @ predicted, count=jnp.broadcast_to(mask.sum(), (classes, classes))
-        ),
-    }
-    if classes > 5:
-        metrics["top5"] = Mean.of(_hits(logits, label, 5), mask)
-    return metrics
-
-
-def calibration_error(confidence: Mean, accuracy: Mean) -> float:
-    """Expected calibration error (Guo et al. 2017, arXiv:1706.04599, equation 3), in [0, 1].
-
-    Args:
-      confidence: mean of the largest probability in each bin, `[bins]`.
-      accuracy: mean of the hits in each bin, `[bins]`.
-    """
-    gaps = np.abs(np.asarray(confidence.total) - np.asarray(accuracy.total))
-    return float(gaps.sum() / max(float(np.sum(accuracy.count)), 1.0))
-
-
-def derive_classification(means: Means) -> dict[str, float]:
-    """`metrics.derive`, and the expected calibration error where its ingredients are there."""
-    values = metrics_lib.derive(means)
-    if "calibration/confidence" in means:
-        values["calibration_error"] = calibration_error(
-            means["calibration/confidence"], means["calibration/accuracy"]
-        )
-    return values
-
-
-def _probabilities(label: jax.Array, classes: int) -> jax.Array:
-    """Labels as float32 `[B, K]`, whether they came as integers or as probabilities."""
-    if jnp.issubdtype(label.dtype, jnp.integer):
-        return jax.nn.one_hot(label, classes)
-    return label.astype(jnp.float32)
-
-
-def _infinite_at_wrong_labels(
-    loss: Mean, label: jax.Array, classes: int, weight: jax.Array
-) -> Mean:
-    """The loss, or infinity where a label that counts is no class, so that `fit` stops at it."""
-    if not jnp.issubdtype(label.dtype, jnp.integer):
-        return loss
-    wrong = ((label < 0) | (label >= classes)) & (weight > 0)
-    # Not NaN, which `--debug` would find in the mere constant.
-    return loss.replace(total=jnp.where(wrong.any(), jnp.inf, loss.total))
-
-
-def _hits(logits: jax.Array, label: jax.Array, k: int) -> jax.Array:
-    """Whether the (most probable) true class is among the k largest logits, float32 `[B]`."""
-    true = label if jnp.issubdtype(label.dtype, jnp.integer) else label.argmax(-1)
-    if k == 1:
-        return (logits.argmax(-1) == true).astype(jnp.float32)
-    best = jax.lax.top_k(logits, k)[1]
-    return (best == true[:, None]).any(-1).astype(jnp.float32)
-
-
-def _mask(batch: Batch, size: int) -> jax.Array:
-    return jnp.asarray(batch.get("mask", jnp.ones(size)), jnp.float32)
 
 
 def _num_classes(net: Net, state: TrainState, inputs: jax.Array) -> int:

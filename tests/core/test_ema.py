@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paradigms.core.ema import ema
+from paradigms.core.ema import ema, follow
 from paradigms.core.errors import InputError
 
 
@@ -66,3 +66,10 @@ def test_bad_input_is_one_line(value, decay, words):
     with pytest.raises(InputError, match=words) as caught:
         ema({"w": jnp.ones(2)}, value, decay)
     assert "\n" not in str(caught.value)
+
+
+def test_a_teacher_follows_weights_and_keeps_the_statistics_of_its_own_pass():
+    teacher = {"params": {"w": jnp.array([1.0, 2.0])}, "model_state": {"mean": jnp.array(5.0)}}
+    after = follow(teacher, {"w": jnp.array([3.0, 0.0])}, {"mean": jnp.array(7.0)}, 0.75)
+    np.testing.assert_allclose(after["params"]["w"], [1.5, 1.5])
+    assert after["model_state"]["mean"] == 7

@@ -17,7 +17,6 @@ from paradigms.self_supervised.joint_embedding import (
     effective_rank,
     embed,
     enqueue,
-    follow,
     new_queue,
     siamese,
     two_views,
@@ -111,13 +110,6 @@ def test_the_queue_is_a_ring_after_three_wraps():
         assert queue["cursor"] == place and queue["cursor"].dtype == jnp.int32
     with pytest.raises(InputError, match="a queue of 6 is no multiple of the 4 keys"):
         enqueue(queue, numbers(0, 4, 3))
-
-
-def test_a_teacher_follows_weights_and_keeps_the_statistics_of_its_own_pass():
-    teacher = {"params": {"w": jnp.array([1.0, 2.0])}, "model_state": {"mean": jnp.array(5.0)}}
-    after = follow(teacher, {"w": jnp.array([3.0, 0.0])}, {"mean": jnp.array(7.0)}, 0.75)
-    np.testing.assert_allclose(after["params"]["w"], [1.5, 1.5])
-    assert after["model_state"]["mean"] == 7
 
 
 def test_diagnostics_are_those_of_numpy():
