@@ -24,7 +24,7 @@ def compilations() -> Iterator[list[str]]:
 def quick_compilation(request: pytest.FixtureRequest) -> Iterator[None]:
     """Turns most of the compiler's optimisations off where compiling is what tests cost."""
     before = jax.config.read("jax_disable_most_optimizations")
-    folders = ("nets", "reinforcement", "self_supervised", "unsupervised")
+    folders = ("nets", "reinforcement", "self_supervised", "semi_supervised", "unsupervised")
     quick = request.path.parent.name in folders
     jax.config.update("jax_disable_most_optimizations", quick or before)
     yield

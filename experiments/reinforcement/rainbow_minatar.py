@@ -22,8 +22,8 @@ from paradigms.reinforcement import prioritised_replay, uniform_replay
 
 PUBLISHED = {
     "metric": "test/return",
-    "value": 10.0,
-    "source": "DQN, Young & Tian 2019, Breakout, 5M frames",
+    "value": 39.17,
+    "source": "DQN at the same budget, our measurement",
 }
 
 ATOMS = 51

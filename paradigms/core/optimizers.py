@@ -608,6 +608,20 @@ def step_decay(
     return optax.piecewise_constant_schedule(value, dict.fromkeys(boundaries, factor))
 
 
+def ramp_up(value: Scalar, steps: int) -> Schedule:
+    """`value * exp(-5 (1 - step / steps)^2)` up to `steps`, then `value` (Laine & Aila 2017).
+
+    From 0.0067 to 1 times the value; for the weight of a loss that is of no use at first.
+    """
+    _check_steps(steps)
+
+    def schedule(step: jax.typing.ArrayLike) -> jax.Array:
+        left = 1 - jnp.minimum(jnp.asarray(step, jnp.float32) / steps, 1.0)
+        return value * jnp.exp(-5 * jnp.square(left))
+
+    return schedule
+
+
 def held(schedule: Schedule, steps: int) -> Schedule:
     """Each value of `schedule` for `steps` updates of the optimiser.
 
