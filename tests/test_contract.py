@@ -49,6 +49,15 @@ from paradigms.self_supervised import (
     simclr,
     vicreg,
 )
+from paradigms.semi_supervised import (
+    fixmatch,
+    flexmatch,
+    mean_teacher,
+    mixmatch,
+    pi_model,
+    pseudo_label,
+    vat,
+)
 from paradigms.supervised import classifier, regressor
 from paradigms.unsupervised import autoencoder, gan, iwae, masking_noise, vae, vq_vae
 
@@ -153,6 +162,14 @@ def sweep() -> Learner:
     return transforms.swept(lambda h: line(optax.sgd(h["learning_rate"], momentum=0.9)), grid)
 
 
+def half_labelled(constructor: Callable[..., Learner], *parts: Any, **options: Any) -> Case:
+    """A learner from few labels, three to six examples without."""
+    learner = constructor(NET, SLOW_SGD, *parts, input_name="x", **options)
+    labelled = {"x": numbers(3, 4), "label": jnp.arange(3)}
+    unlabelled = {"x": numbers(6, 4), "index": jnp.arange(6)}
+    return Case(learner, {"labelled": labelled, "unlabelled": unlabelled}, LABELLED)
+
+
 def quantising(**options: Any) -> Case:
     """A VQ-VAE with maps of 2x2, whose unused codes come back every second update."""
     encoder = nets.postprocess(nets.mlp((5,), 8, norm="batch"), lambda z: z.reshape(-1, 2, 2, 2))
@@ -225,6 +242,25 @@ CASES: dict[str, Callable[[], Case]] = {
     "paradigms.self_supervised.moco.moco": lambda: twins(moco, queue_size=24),
     "paradigms.self_supervised.simclr.simclr": lambda: twins(simclr),
     "paradigms.self_supervised.vicreg.vicreg": lambda: twins(vicreg),
+    "paradigms.semi_supervised.consistency.mean_teacher": lambda: half_labelled(
+        mean_teacher, weight=1.0, decay=0.9, augment=shaken
+    ),
+    "paradigms.semi_supervised.consistency.pi_model": lambda: half_labelled(pi_model, weight=1.0),
+    "paradigms.semi_supervised.fixmatch.fixmatch": lambda: half_labelled(
+        fixmatch, shaken, shaken, threshold=0.2
+    ),
+    "paradigms.semi_supervised.fixmatch.flexmatch": lambda: half_labelled(
+        flexmatch, shaken, shaken, examples=6, threshold=0.2
+    ),
+    "paradigms.semi_supervised.mixmatch.mixmatch": lambda: half_labelled(
+        mixmatch, shaken, weight=1.0
+    ),
+    "paradigms.semi_supervised.pseudo_label.pseudo_label": lambda: half_labelled(
+        pseudo_label, threshold=0.2
+    ),
+    "paradigms.semi_supervised.vat.vat": lambda: half_labelled(
+        vat, epsilon=0.5, entropy_weight=0.5
+    ),
     "paradigms.supervised.classification.classifier": lambda: Case(
         classifier(NET, SGD, input_name="x", label_smoothing=0.1), LABELLED
     ),

@@ -481,6 +481,7 @@ def test_a_traced_constant_rate():
             [0.4, 2.0, 0.14, 0.14],
         ),
         (opt.cosine_arc(1.0, 100), [0, 50, 100], [1, 0.77301, 0.19509]),
+        (opt.ramp_up(2.0, 100), [0, 50, 100, 900], [2 * 0.0067379, 2 * 0.2865048, 2, 2]),
         (opt.constant(0.3), [0, 7], [0.3, 0.3]),
         # The rate of round k of K is 1 - k / K, whatever the updates of a round.
         (opt.held(opt.warmup_linear(1.0, 4), 3), [0, 2, 3, 8, 11, 12], [1, 1, 0.75, 0.5, 0.25, 0]),
@@ -492,6 +493,7 @@ def test_a_traced_constant_rate():
         "step_decay",
         "one_cycle",
         "cosine_arc",
+        "ramp_up",
         "constant",
         "held",
     ],
@@ -558,6 +560,7 @@ def test_schedules_take_a_traced_peak():
         (lambda: opt.cosine_arc(1.0, 10, 0.7), "arc"),
         (lambda: opt.constant(-1.0), "value"),
         (lambda: opt.held(opt.constant(1.0), 0), "held"),
+        (lambda: opt.ramp_up(1.0, 0), "steps"),
     ],
 )
 def test_bad_input_is_one_line(call, words):

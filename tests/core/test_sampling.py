@@ -10,7 +10,13 @@ import pytest
 from scipy import stats
 
 from paradigms.core.errors import InputError
-from paradigms.core.sampling import batch_indices, common_length, data_key, permute
+from paradigms.core.sampling import (
+    batch_indices,
+    common_length,
+    cycled_indices,
+    data_key,
+    permute,
+)
 
 KEY = jax.random.key(0)
 
@@ -183,3 +189,26 @@ def test_a_set_has_one_length():
     ):
         with pytest.raises(InputError, match=words):
             common_length(bad, "here")
+
+
+def test_a_set_smaller_than_the_batch_is_gone_through_in_turn():
+    draw = jax.jit(lambda step: cycled_indices(KEY, step, 5, 13))
+    drawn = np.stack([draw(step) for step in range(40)])
+    assert drawn.shape == (40, 13) and drawn.dtype == np.int32
+    for row in drawn:
+        for start in (0, 5):
+            np.testing.assert_array_equal(np.sort(row[start : start + 5]), np.arange(5))
+        assert len(set(row[10:])) == 3
+    # Permutations change within a batch and from one to the next.
+    rounds = {tuple(row[start : start + 5]) for row in drawn for start in (0, 5)}
+    assert len(rounds) > 40
+    # Who comes once more is everyone in turn.
+    counts = np.bincount(drawn[:, 10:].ravel(), minlength=5)
+    assert stats.chisquare(counts).pvalue > SUSPICIOUS
+
+
+def test_a_larger_set_is_drawn_as_ever():
+    for step in (0, 3, 7):
+        np.testing.assert_array_equal(
+            cycled_indices(KEY, step, 20, 6), batch_indices(KEY, step, 20, 6)
+        )

@@ -11,13 +11,15 @@ from paradigms.core import transforms
 from paradigms.core.errors import InputError
 from paradigms.core.learner import minimise
 from paradigms.core.metrics import Mean
-from paradigms.core.sampling import batch_indices, data_key
+from paradigms.core.sampling import batch_indices, cycled_indices, data_key
+from paradigms.core.state import fold_name
 from paradigms.core.transforms import (
     averaged,
     chunked,
     lookahead,
     repeated,
     resident,
+    run_data,
     seeded,
     swept,
     windowed,
@@ -200,6 +202,55 @@ def test_a_set_that_does_not_fit_is_one_line(data, batch_size, words):
     assert "\n" not in str(caught.value)
 
 
+def two_sets():
+    """Sums the inputs of two parts, and reports which rows they are."""
+
+    def loss(params, state, batch):
+        value = params * sum(part["x"].sum() for part in batch.values())
+        metrics = {
+            name: Mean(total=jnp.float32(part["index"]), count=jnp.ones(len(part["index"])))
+            for name, part in batch.items()
+        }
+        return value, ({**metrics, "loss": Mean.of(value)}, {})
+
+    return minimise(
+        loss,
+        optax.sgd(1.0),
+        init=lambda key, batch: (jnp.ones(()), {}),
+        evaluate=lambda state, batch, key: {},
+    )
+
+
+SETS = {"few": {"x": DATA["x"][:3]}, "many": {"x": DATA["x"][3:]}}
+
+
+def test_resident_sets_are_drawn_in_orders_of_their_own():
+    learner = resident(two_sets(), {"few": 7, "many": 5})
+    state, update = learner.init(KEY, SETS), jax.jit(learner.update)
+    key = data_key(KEY)
+    for step in range(4):
+        before = state.params
+        state, metrics = update(state, SETS)
+        few = cycled_indices(fold_name(key, "few"), step, 3, 7)
+        many = batch_indices(fold_name(key, "many"), step, 17, 5)
+        np.testing.assert_array_equal(metrics["few"].total, few)
+        np.testing.assert_array_equal(metrics["many"].total, many)
+        gathered = SETS["few"]["x"][few].sum() + SETS["many"]["x"][many].sum()
+        np.testing.assert_allclose(before - state.params, gathered, rtol=1e-4)
+    # Sets of one size are not drawn alike.
+    twins = resident(two_sets(), {"few": 3, "many": 3})
+    alike = dict.fromkeys(SETS, SETS["few"])
+    orders = [twins.update(state.replace(step=step), alike)[1] for step in range(6)]
+    assert any((found["few"].total != found["many"].total).any() for found in orders)
+
+
+def test_sizes_and_sets_have_the_same_names():
+    learner = resident(two_sets(), {"few": 3, "more": 5})
+    message = r"batch sizes for \['few', 'more'\] and data sets \['few', 'many'\]: expected one"
+    with pytest.raises(InputError, match=message):
+        learner.init(KEY, SETS)
+
+
 # windowed ----------------------------------------------------------------------------------------
 
 STREAM = {"tokens": jnp.arange(100, 123, dtype=jnp.uint8), "document": jnp.arange(23) // 8}
@@ -311,6 +362,23 @@ def test_runs_may_have_data_of_their_own(method, axis):
     states, metrics = jax.jit(together.update)(states, data)
     for i in range(2):
         alone, reported = drawing.update(drawing.init(keys[i], sets[i]), sets[i])
+        close((at(states, i), at(metrics, i)), (alone, reported))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_runs_may_have_one_set_of_their_own_and_share_the_other(method):
+    keys = jax.random.split(KEY, 2)
+    own = [SETS["few"], {"x": 10 * SETS["few"]["x"]}]
+    data = {"few": stack(own), "many": SETS["many"]}
+    axes = {"few": 0, "many": None}
+    drawing = resident(two_sets(), {"few": 2, "many": 5})
+    together = seeded(drawing, method=method, data_axis=axes)
+    states = jax.jit(together.init)(keys, data)
+    states, metrics = jax.jit(together.update)(states, data)
+    for i in range(2):
+        one = {"few": own[i], "many": SETS["many"]}
+        jax.tree.map(np.testing.assert_array_equal, run_data(data, axes, i), one)
+        alone, reported = drawing.update(drawing.init(keys[i], one), one)
         close((at(states, i), at(metrics, i)), (alone, reported))
 
 

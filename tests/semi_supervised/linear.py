@@ -18,7 +18,7 @@ def linear(classes: int = 3, seed: int = 3) -> Net:
     """Logits `x @ w`."""
 
     def init(key, x):
-        return {"w": jax.random.normal(jax.random.key(seed), (x.shape[1], classes))}, {}
+        return {"w": 0.4 * jax.random.normal(jax.random.key(seed), (x.shape[1], classes))}, {}
 
     return Net(init, lambda params, state, x, key=None, train=False: (x @ params["w"], state))
 

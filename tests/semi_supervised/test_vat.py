@@ -45,11 +45,12 @@ def test_the_direction_is_the_top_eigenvector_of_the_fisher_matrix():
 
 
 def test_it_is_worse_than_any_random_direction():
-    loss = virtual_adversarial_loss(KEY, logits_of, U, epsilon=0.1, iterations=50)
+    loss = virtual_adversarial_loss(KEY, logits_of, U, epsilon=0.01, iterations=50)
     r = np.random.default_rng(0).normal(size=(200, 6, 3))
-    r *= 0.1 / np.linalg.norm(r, axis=-1, keepdims=True)
+    r *= 0.01 / np.linalg.norm(r, axis=-1, keepdims=True)
     random = np.max([divergence(U, one) for one in r], 0)
-    assert (np.asarray(loss) > 0.95 * random).all()
+    # Sums of float32 near 1 lose the last digits of a divergence of 1e-5.
+    assert (np.asarray(loss) > 0.97 * random).all()
     assert (np.asarray(loss) < 1.1 * random).all()
 
 
@@ -57,7 +58,8 @@ def test_each_example_has_its_own_length():
     lengths = []
 
     def spy(x):
-        lengths.append(np.linalg.norm(np.asarray(x - U), axis=1))
+        if not isinstance(x, jax.core.Tracer):
+            lengths.append(np.linalg.norm(np.asarray(x - U), axis=1))
         return logits_of(x)
 
     x = jnp.asarray(U)
