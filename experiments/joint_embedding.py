@@ -148,20 +148,23 @@ class Cifar(cli.Options):
 
 def cifar_backbone(config: Cifar) -> Net:
     """uint8 images `[B, 32, 32, 3]` to representations, `[B, 512]` or `[B, 128]`."""
-    if config.size == "full":
-        net = nets.resnet(18, None, stem="cifar")
-    else:
-        net = nets.cnn(
-            None,
-            features=(32, 64, 128),
-            convolutions=(1, 1, 2),
-            dense=(),
-            pool="mean",
-            pool_first=True,
-            norm="batch",
-        )
+    full = config.size == "full"
+    net = nets.resnet(18, None, stem="cifar") if full else small_cnn(None)
     net = nets.preprocess(net, augment.normalise(*augment.CIFAR10))
     return nets.with_precision(net, config.precision)
+
+
+def small_cnn(classes: int | None) -> Net:
+    """A plain convolutional net that a CPU trains on CIFAR-10; None for its features `[B, 128]`."""
+    return nets.cnn(
+        classes,
+        features=(32, 64, 128),
+        convolutions=(1, 1, 2),
+        dense=(),
+        pool="mean",
+        pool_first=True,
+        norm="batch",
+    )
 
 
 def cifar_views() -> augment.Augmentation:

@@ -86,8 +86,8 @@ def labelled(
     net: Net,
     learner: Learner,
     *,
-    train: Arrays,
-    batch_size: int,
+    train: Mapping[str, Any],
+    batch_size: int | Mapping[str, int],
     validation: Arrays | None,
     test: Arrays,
     input_name: str = "image",
@@ -98,8 +98,8 @@ def labelled(
     Args:
       net: see `Task`.
       learner: takes a minibatch.
-      train: arrays `[N, ...]` to draw minibatches from.
-      batch_size: of the global minibatch.
+      train: arrays `[N, ...]` to draw minibatches from, or several such sets by name.
+      batch_size: of the global minibatch, or of its part of each set.
       validation: held-out arrays, looked at during training; None to go without.
       test: held-out arrays, read once, after the last update.
       input_name: the entry of a batch that goes into the net.
@@ -114,7 +114,7 @@ def labelled(
         net=net,
         learner=resident(learner, batch_size),
         data=dict(train),
-        examples_per_update=batch_size,
+        examples_per_update=sum(jax.tree.leaves(batch_size)),
         example=jax.ShapeDtypeStruct(image.shape[1:], image.dtype),
         validation=None if validation is None else judge(validation),
         test=judge(test),

@@ -262,7 +262,11 @@ def swept(
 
 
 def averaged(
-    learner: Learner, decay: float | jax.Array, *, model_state: Literal["average", "live"]
+    learner: Learner,
+    decay: float | jax.Array,
+    *,
+    model_state: Literal["average", "live"],
+    beside: tuple[str, ...] = (),
 ) -> Learner:
     """Evaluates an exponential moving average of the weights, kept in `state.target["average"]`.
 
@@ -274,6 +278,7 @@ def averaged(
       decay: in [0, 1).
       model_state: what evaluation takes for batch statistics, a choice that papers differ in:
         "average" averages them as the weights, "live" takes those of the current weights.
+      beside: metrics of the current weights to report too, with "live/" before their names.
     """
     if model_state not in ("average", "live"):
         raise InputError(
@@ -292,7 +297,11 @@ def averaged(
         return state.replace(target={**state.target, "average": average}), metrics
 
     def evaluate(state: TrainState, batch: Batch, key: jax.Array) -> Metrics:
-        return learner.evaluate(state.replace(**state.target["average"]), batch, key)
+        metrics = learner.evaluate(state.replace(**state.target["average"]), batch, key)
+        if beside:
+            live = learner.evaluate(state, batch, key)
+            metrics = {**metrics, **{f"live/{name}": live[name] for name in beside}}
+        return metrics
 
     return Learner(init, update, evaluate)
 

@@ -10,6 +10,7 @@ from paradigms.data import tokens as tokens
 from paradigms.data.arrays import check_labels as check_labels
 from paradigms.data.arrays import few_labels as few_labels
 from paradigms.data.arrays import from_arrays as from_arrays
+from paradigms.data.arrays import hide_labels as hide_labels
 from paradigms.data.arrays import padded_batches as padded_batches
 from paradigms.data.arrays import split as split
 from paradigms.data.folder import from_folder as from_folder

@@ -134,6 +134,51 @@ def few_labels(data: Mapping[str, np.ndarray], per_class: int, seed: int) -> Dat
     return _take(data, np.sort(rows))
 
 
+def hide_labels(
+    data: Mapping[str, np.ndarray], count: int, seed: int, *, balanced: bool = True
+) -> tuple[Data, Data]:
+    """A few examples that keep their labels, and all of them for learning without.
+
+    Labelled examples are among the unlabelled ones too, as papers have it.
+
+    Args:
+      data: arrays [N, ...] with `label` [N], of which every class has some.
+      count: how many labels are kept.
+      seed: of numpy's PCG64, of the draw alone.
+      balanced: as many of each class (see `few_labels`), else drawn at random from all.
+
+    Returns:
+      `(labelled, unlabelled)`: `count` examples in the order of `data`, with `row` int32, where
+      they stand in it; and `data` itself, whose `label` is then the hidden truth, for measurements.
+
+    Raises:
+      InputError: fewer labels than classes, more than there are examples, a number that no balanced
+        draw has, or a random draw that leaves a class without a label.
+    """
+    size, classes = size_of(data), np.unique(_label(data))
+    if not len(classes) <= count <= size:
+        raise InputError(
+            f"cannot keep {count} labels of {size} examples of {len(classes)} classes: choose a "
+            f"number from {len(classes)} to {size}"
+        )
+    numbered = {**data, "row": np.arange(size, dtype=np.int32)}
+    if balanced:
+        if count % len(classes):
+            raise InputError(
+                f"cannot keep {count} labels, as many of each of {len(classes)} classes: choose a "
+                f"multiple of {len(classes)}, or a draw that is not balanced"
+            )
+        return few_labels(numbered, count // len(classes), seed), dict(data)
+    order = np.random.Generator(np.random.PCG64(seed)).permutation(size)
+    labelled = _take(numbered, np.sort(order[:count]))
+    if missing := sorted(set(classes.tolist()) - set(labelled["label"].tolist())):
+        raise InputError(
+            f"the draw of {count} labels with seed {seed} has none of class {missing[0]}: keep "
+            "more labels, take another seed, or a balanced draw"
+        )
+    return labelled, dict(data)
+
+
 def padded_batches(data: Mapping[str, np.ndarray], batch_size: int) -> Iterator[Data]:
     """Cuts a set into evaluation batches of one shape, in order.
 

@@ -58,8 +58,8 @@ def pi_model(
     Args:
       net: gives logits `[B, K]`, and is noisy in training.
       optimizer: applied to the gradient of the sum of both losses.
-      weight: of the `consistency`, a schedule of updates; the paper's rises to 100 times the share
-        of labelled examples by `optimizers.ramp_up`.
+      weight: of the `consistency`, a schedule of updates; the paper's rises to 100 by
+        `optimizers.ramp_up`, where the labelled loss is the mean over labelled examples, as here.
       augment: `(key, image) -> image`, drawn for each pass.
       input_name: the entry of both parts of the batch, as in `streams`, that goes into the net.
 
@@ -108,8 +108,8 @@ def mean_teacher(
     Args:
       net: gives logits `[B, K]`, and is noisy in training.
       optimizer: applied to the gradient of the sum of both losses.
-      weight: of the `consistency`, a schedule of updates; the paper's rises to 100 times the share
-        of labelled examples by `optimizers.ramp_up`.
+      weight: of the `consistency`, a schedule of updates; the paper's rises to 100 by
+        `optimizers.ramp_up`, where the labelled loss is the mean over labelled examples, as here.
       decay: of the teacher, in [0, 1], or a schedule; the paper's is 0.99 while the weight rises
         and 0.999 thereafter.
       augment: `(key, image) -> image`, drawn for student and teacher each.

@@ -1,0 +1,1 @@
+"""Experiments in semi-supervised learning, one file for each result."""

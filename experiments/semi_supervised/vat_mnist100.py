@@ -1,0 +1,49 @@
+"""VAT learns MNIST from 100 labels, by a net to which pixels have no order.
+
+Miyato et al. 2018 have an error of 1.36 % by four hidden layers of 1,200 to 150 units. The aim is
+2.5 % in less time. The twin is a classifier of the same 100 images.
+
+  python -m experiments.semi_supervised.vat_mnist100        5 draws, on a CPU
+"""
+
+from dataclasses import dataclass
+
+from experiments import cli, few_labels
+from nets.net import Net
+from paradigms.semi_supervised import vat
+
+PUBLISHED = {
+    "metric": "test/accuracy",
+    "value": 0.975,
+    "source": "aim: an error of 2.5 %; Miyato et al. 2018: 1.36 %",
+}
+
+
+@dataclass(frozen=True)
+class Config(few_labels.Mnist):
+    """Options of this experiment."""
+
+    epsilon: float = 2.0
+    """Length of the perturbation of an image whose pixels go from 0 to 1."""
+    entropy_weight: float = 0.0
+
+
+def network(config: Config) -> Net:
+    """uint8 images `[B, 28, 28, 1]` to logits `[B, 10]`."""
+    return few_labels.mnist_mlp(config)
+
+
+def main(config: Config) -> None:
+    """Trains on the official training images, tests on the official test set."""
+    learner = vat(
+        network(config),
+        few_labels.mnist_optimizer(config),
+        epsilon=config.epsilon,
+        entropy_weight=config.entropy_weight,
+        augment=few_labels.noisy(config),
+    )
+    few_labels.train_mnist(main, config, few_labels.ema(learner, config.decay))
+
+
+if __name__ == "__main__":
+    cli.run(main, Config)
