@@ -82,10 +82,11 @@ def vat(
 ) -> Learner:
     """Virtual adversarial training (Miyato et al. 2018, arXiv:1704.03976, equation 8).
 
-    The unlabelled loss is `virtual_adversarial_loss` on the unlabelled part, and with
-    `entropy_weight` the `entropy` of its outputs too (section 4.2.3, "VAT+EntMin"; Grandvalet &
-    Bengio 2004). Both parts go through the net at once; the passes for the divergence are in
-    training mode, with one draw of the net's noise for all of them, and leave no batch statistics.
+    The unlabelled loss is the mean over both parts of `virtual_adversarial_loss`, and with
+    `entropy_weight` of the `entropy` too (section 4.2.3, "VAT+EntMin"; Grandvalet & Bengio 2004).
+    Were labelled examples left out, the net could be sure of these points alone. Both parts go
+    through the net at once; the passes for the divergence are in training mode, with one draw of
+    the net's noise for all of them, and leave no batch statistics.
 
     Args:
       net: gives logits `[B, K]` for inputs in [0, 1].
@@ -99,9 +100,8 @@ def vat(
       input_name: the entry of both parts of the batch, as in `streams`, that goes into the net.
 
     Returns:
-      A learner. `update` reports `loss`, `loss/labelled`, `loss/unlabelled`, `entropy` of the
-      unlabelled outputs, `weight`, `accuracy` on the labelled part, and norms; `evaluate` is the
-      classifier's.
+      A learner. `update` reports `loss`, `loss/labelled`, `loss/unlabelled`, `entropy`, `weight`,
+      `accuracy` on the labelled part, and norms; `evaluate` is the classifier's.
 
     Raises:
       InputError: an option out of its range; when traced, parts that are missing or do not match.
@@ -125,9 +125,14 @@ def vat(
             return together(net, params, state.model_state, (inputs,), state.rng("noise"))[0][0]
 
         losses = virtual_adversarial_loss(
-            state.rng("direction"), logits_of, u, epsilon=epsilon, xi=xi, iterations=iterations
+            state.rng("direction"),
+            logits_of,
+            jnp.concatenate([x, u]),
+            epsilon=epsilon,
+            xi=xi,
+            iterations=iterations,
         )
-        uncertain = entropy(others)
+        uncertain = entropy(jnp.concatenate([logits, others]))
         metrics = {
             **labelled_metrics(logits, label),
             "loss/unlabelled": Mean.of(losses + entropy_weight * uncertain),

@@ -10,6 +10,7 @@ from semi_supervised.linear import (
     BATCH,
     KEY,
     U,
+    X,
     gradient,
     labelled_gradient,
     linear,
@@ -115,7 +116,8 @@ def test_entropy_is_added_where_it_is_asked_for(entropy_weight):
     learner = vat(linear(), SGD, epsilon=0.0, entropy_weight=entropy_weight, input_name="x")
     state = learner.init(KEY, BATCH)
     _, metrics = learner.update(state, BATCH)
-    expected = scipy.stats.entropy(softmax(U @ np.asarray(state.params["w"])), axis=1).mean()
+    everything = np.concatenate([X, U]) @ np.asarray(state.params["w"])
+    expected = scipy.stats.entropy(softmax(everything), axis=1).mean()
     np.testing.assert_allclose(metrics["entropy"].value(), expected, rtol=1e-5)
     np.testing.assert_allclose(
         metrics["loss/unlabelled"].value(), entropy_weight * expected, rtol=1e-5, atol=1e-8
