@@ -61,6 +61,8 @@ class Mnist(Options):
     batch_size: int = 100
     widths: tuple[int, ...] = (512, 256)
     """Of the hidden layers."""
+    final_norm: bool = False
+    """Whether the logits have batch norm too."""
     learning_rate: float = 2e-3
     """Of Adam; it falls linearly to 0 in the second half."""
     dropout: float = 0.0
@@ -84,7 +86,9 @@ class Mnist(Options):
 
 def mnist_mlp(config: Mnist) -> Net:
     """uint8 or float32 images `[B, 28, 28, 1]` to logits `[B, 10]`."""
-    net = nets.mlp(config.widths, 10, norm="batch", dropout=config.dropout)
+    net = nets.mlp(
+        config.widths, 10, norm="batch", dropout=config.dropout, final_norm=config.final_norm
+    )
     net = nets.preprocess(net, augment.normalise((0.0,), (1.0,)))
     return nets.with_precision(net, config.precision)
 

@@ -18,6 +18,7 @@ class MLP(nn.Module):
     activation: Activation = "relu"
     norm: Norm = None
     dropout: float = 0.0
+    final_norm: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -32,7 +33,9 @@ class MLP(nn.Module):
             )(x)
             x = activation_function(self.activation)(normalise(x, self.norm, train=train))
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return Dense(self.num_outputs)(x)
+        final_norm = self.norm if self.final_norm else None
+        x = Dense(self.num_outputs, use_bias=final_norm != "batch")(x)
+        return normalise(x, final_norm, train=train)
 
 
 def mlp(
@@ -42,6 +45,7 @@ def mlp(
     activation: Activation = "relu",
     norm: Norm = None,
     dropout: float = 0.0,
+    final_norm: bool = False,
 ) -> Net:
     """A multilayer perceptron over `x[B, ...]`, which is flattened; output `[B, num_outputs]`.
 
@@ -51,6 +55,7 @@ def mlp(
       activation: by name or as a function.
       norm: after each hidden layer: "batch", "layer", "group" or None.
       dropout: rate after each hidden layer.
+      final_norm: whether the output has the norm too.
 
     Raises:
       ValueError: unknown name, rate outside [0, 1), or a width below 1.
@@ -58,4 +63,4 @@ def mlp(
     check_options(activation, norm, dropout)
     if min((*features, num_outputs)) < 1:
         raise ValueError(f"mlp: widths {(*features, num_outputs)} must all be at least 1")
-    return from_linen(MLP(tuple(features), num_outputs, activation, norm, dropout))
+    return from_linen(MLP(tuple(features), num_outputs, activation, norm, dropout, final_norm))

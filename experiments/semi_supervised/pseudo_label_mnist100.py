@@ -26,6 +26,7 @@ class Config(few_labels.Mnist):
     """Options of this experiment."""
 
     dropout: float = 0.5
+    final_norm: bool = True
     unlabelled_weight: float = 3.0
     """It rises linearly to this between a tenth and six tenths of the run."""
 

@@ -32,6 +32,7 @@ def virtual_adversarial_loss(
     epsilon: Scalar,
     xi: Scalar = 1e-2,
     iterations: int = 1,
+    clean: jax.Array | None = None,
 ) -> jax.Array:
     """`KL(p(x) || p(x + r))` (Miyato et al. 2018, equations 5, 6 and 12), per example.
 
@@ -46,11 +47,12 @@ def virtual_adversarial_loss(
       epsilon: Euclidean length of r.
       xi: where the gradient is taken; float32 can tell the divergence from 0 there.
       iterations: at least 1.
+      clean: `logits_of(x)`, where it is known already.
 
     Returns:
       float32 `[B]`, in nats.
     """
-    clean = jax.lax.stop_gradient(logits_of(x))
+    clean = jax.lax.stop_gradient(logits_of(x) if clean is None else clean)
 
     def divergence(r: jax.Array) -> jax.Array:
         return _divergence(clean, logits_of(x + r))
@@ -82,11 +84,13 @@ def vat(
 ) -> Learner:
     """Virtual adversarial training (Miyato et al. 2018, arXiv:1704.03976, equation 8).
 
-    The unlabelled loss is the mean over both parts of `virtual_adversarial_loss`, and with
-    `entropy_weight` of the `entropy` too (section 4.2.3, "VAT+EntMin"; Grandvalet & Bengio 2004).
-    Were labelled examples left out, the net could be sure of these points alone. Both parts go
-    through the net at once; the passes for the divergence are in training mode, with one draw of
-    the net's noise for all of them, and leave no batch statistics.
+    The unlabelled loss is `virtual_adversarial_loss` on the unlabelled part, and with
+    `entropy_weight` the `entropy` of its outputs too (section 4.2.3, "VAT+EntMin"; Grandvalet &
+    Bengio 2004). Each part goes through the net by itself, as in the authors' code, and running
+    batch statistics are of the unlabelled one; the passes for the divergence are in training mode,
+    with the net's noise as in the clean pass, and leave no statistics. One batch of both would let
+    the net be sure of the labelled examples alone and flat elsewhere, which is smooth; so does a
+    net without batch norm on its logits, which the authors' for MNIST has.
 
     Args:
       net: gives logits `[B, K]` for inputs in [0, 1].
@@ -100,8 +104,9 @@ def vat(
       input_name: the entry of both parts of the batch, as in `streams`, that goes into the net.
 
     Returns:
-      A learner. `update` reports `loss`, `loss/labelled`, `loss/unlabelled`, `entropy`, `weight`,
-      `accuracy` on the labelled part, and norms; `evaluate` is the classifier's.
+      A learner. `update` reports `loss`, `loss/labelled`, `loss/unlabelled`, `entropy` of the
+      unlabelled outputs, `weight`, `accuracy` on the labelled part, and norms; `evaluate` is the
+      classifier's.
 
     Raises:
       InputError: an option out of its range; when traced, parts that are missing or do not match.
@@ -117,22 +122,23 @@ def vat(
         if augment is not None:
             x, u = augment(state.rng("labelled"), x), augment(state.rng("unlabelled"), u)
         x, u = unit(x), unit(u)
-        (logits, others), model_state = together(
-            net, params, state.model_state, (x, u), state.rng("net")
-        )
 
-        def logits_of(inputs: jax.Array) -> jax.Array:
-            return together(net, params, state.model_state, (inputs,), state.rng("noise"))[0][0]
+        def passed(inputs: jax.Array, key: jax.Array) -> tuple[jax.Array, PyTree]:
+            (output,), after = together(net, params, state.model_state, (inputs,), key)
+            return output, after
 
+        logits, _ = passed(x, state.rng("labelled_net"))
+        others, model_state = passed(u, state.rng("net"))
         losses = virtual_adversarial_loss(
             state.rng("direction"),
-            logits_of,
-            jnp.concatenate([x, u]),
+            lambda inputs: passed(inputs, state.rng("net"))[0],
+            u,
             epsilon=epsilon,
             xi=xi,
             iterations=iterations,
+            clean=others,
         )
-        uncertain = entropy(jnp.concatenate([logits, others]))
+        uncertain = entropy(others)
         metrics = {
             **labelled_metrics(logits, label),
             "loss/unlabelled": Mean.of(losses + entropy_weight * uncertain),

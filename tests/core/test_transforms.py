@@ -524,6 +524,15 @@ def test_an_average_from_0_towards_1(choice, mean):
     assert state.params == 1 and state.model_state["mean"] == 2
 
 
+def test_the_current_weights_may_stand_beside_their_average():
+    learner = averaged(counter(), 0.99, model_state="live", beside=("params",))
+    state, _ = learner.update(learner.init(KEY, None), None)
+    found = learner.evaluate(state, None, KEY)
+    assert set(found) == {"params", "mean", "live/params"}
+    assert found["live/params"].value() == 1
+    np.testing.assert_allclose(found["params"].value(), 0.01, rtol=1e-5)
+
+
 @pytest.mark.parametrize("choice", ["average", "live"])
 def test_an_average_follows_the_weights_and_leaves_them_alone(choice):
     plain, learner = line(), averaged(line(), 0.8, model_state=choice)

@@ -133,6 +133,43 @@ def test_few_labels_must_exist(per_class):
         data.few_labels(labelled([50, 30, 20]), per_class, seed=0)
 
 
+@pytest.mark.parametrize("balanced", [True, False])
+def test_hidden_labels_belong_to_all_examples(balanced):
+    everything = labelled([50, 30, 20])
+    few, rest = data.hide_labels(everything, 12, seed=0, balanced=balanced)
+    assert rest.keys() == everything.keys() and len(few["label"]) == 12
+    np.testing.assert_array_equal(rest["x"], everything["x"])
+    np.testing.assert_array_equal(few["row"], few["x"])
+    np.testing.assert_array_equal(few["label"], everything["label"][few["row"]])
+    assert len(set(few["row"])) == 12
+    assert (np.bincount(few["label"]).tolist() == [4, 4, 4]) == balanced
+    again = data.hide_labels(everything, 12, seed=0, balanced=balanced)[0]
+    other = data.hide_labels(everything, 12, seed=1, balanced=balanced)[0]
+    assert again["row"].tolist() == few["row"].tolist() != other["row"].tolist()
+
+
+def test_random_draws_take_each_example_as_often():
+    everything = labelled([30, 20])
+    drawn = [data.hide_labels(everything, 25, seed, balanced=False)[0]["row"] for seed in range(80)]
+    counts = np.bincount(np.concatenate(drawn), minlength=50)
+    assert abs(counts - 40).max() < 20  # 4.5 standard deviations
+
+
+@pytest.mark.parametrize(
+    ("count", "balanced", "message"),
+    [
+        (2, True, "cannot keep 2 labels of 100 examples of 3 classes: choose a number from 3 to"),
+        (101, False, "cannot keep 101 labels of 100 examples of 3 classes: .* from 3 to 100"),
+        (10, True, "as many of each of 3 classes: choose a multiple of 3, or a draw that is not"),
+        (63, True, "class 2 has 20; choose from 1 to 20"),
+        (3, False, "the draw of 3 labels with seed 0 has none of class"),
+    ],
+)
+def test_labels_that_cannot_be_kept(count, balanced, message):
+    with pytest.raises(InputError, match=message):
+        data.hide_labels(labelled([50, 30, 20]), count, seed=0, balanced=balanced)
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, 5, 10, 16])
 def test_padded_batches_hold_each_example_once(batch_size):
     everything = labelled([6, 4])

@@ -57,6 +57,7 @@ def test_counts_by_hand():
 SMALL = {
     "mlp": (nets.mlp((8,), 5, norm="batch", dropout=0.1), (8, 8, 1)),
     "mlp linear": (nets.mlp((), 5), (3,)),
+    "mlp final norm": (nets.mlp((8,), 5, norm="batch", final_norm=True), (8, 8, 1)),
     "cnn": (nets.cnn(5, features=(4, 8), norm="batch", dropout=0.1), (9, 9, 1)),
     "cnn mean": (nets.cnn(5, features=(4, 8), pool="mean", norm="group", dense=()), (8, 8, 3)),
     "airbench": (nets.airbench(5, widths=(8, 8, 8)), (32, 32, 3)),
@@ -173,3 +174,11 @@ def test_vit_starts_with_uniform_logits_and_uses_positions():
 def test_vit_refuses_images_that_patches_do_not_tile():
     with pytest.raises(ValueError, match="images of 30x32 cannot be cut into patches of 4x4"):
         nets.vit(4, 8, 1, 2, 8, 2).init(KEY, jnp.zeros((1, 30, 32, 3)))
+
+
+def test_a_final_norm_is_of_the_logits():
+    x = jax.random.normal(KEY, (64, 6))
+    net = nets.mlp((8,), 5, norm="batch", final_norm=True)
+    logits, _ = net.apply(*net.init(KEY, x), x, key=KEY, train=True)
+    np.testing.assert_allclose(logits.mean(0), 0, atol=1e-5)
+    np.testing.assert_allclose(logits.std(0), 1, atol=1e-3)
