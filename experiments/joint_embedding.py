@@ -190,6 +190,7 @@ def train_cifar(
     net: Net,
     part: str = "backbone",
     fine_tuning: frozen.FineTuning | None = None,
+    into: str = "",
     **options: Any,
 ) -> None:
     """Trains on 45,000 images without labels and judges the features with them.
@@ -204,6 +205,7 @@ def train_cifar(
       net: raw images to features.
       part: the name of its weights among those of the learner.
       fine_tuning: see `frozen.Protocol`.
+      into: sub-directory of the run.
       **options: of `frozen.task`.
     """
     splits = images.load_splits(config, "cifar10", (32, 32, 3), config.validation)
@@ -219,7 +221,7 @@ def train_cifar(
         protocol=frozen.Protocol(k=200, temperature=0.1, fine_tuning=fine_tuning),
         **options,
     )
-    training.train(main, config, task)
+    training.train(main, config, task, part=into)
 
 
 def draw_masked(

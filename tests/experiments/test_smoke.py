@@ -14,6 +14,7 @@ QUICK = {
     "reinforcement/dqn_cartpole",
     "reinforcement/ppo_cartpole",
     "self_supervised/simclr_digits",
+    "semi_supervised/fixmatch_digits",
     "supervised/digits_mlp",
     "unsupervised/ae_digits",
     "unsupervised/linear_ae_pca",
