@@ -63,14 +63,7 @@ def minimise(
         )
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        grads, (metrics, model_state) = jax.grad(loss, has_aux=True)(state.params, state, batch)
-        when = state.step % NORM_PERIOD == 0
-        params, opt_state, norms = descend(
-            optimizer, grads, state.opt_state, state.params, when=when
-        )
-        state = state.replace(
-            step=state.step + 1, params=params, opt_state=opt_state, model_state=model_state
-        )
+        state, metrics, norms = advance(state, lambda params: loss(params, state, batch), optimizer)
         return state, {**metrics, **norms}
 
     return Learner(start, update, evaluate)
@@ -116,6 +109,31 @@ def descend(
         for kind, value in zip(trees, norms, strict=True)
     }
     return optax.apply_updates(params, updates), opt_state, metrics
+
+
+def advance(
+    state: TrainState,
+    loss: Callable[[PyTree], tuple[jax.Array, tuple[Any, PyTree]]],
+    optimizer: optax.GradientTransformation,
+) -> tuple[TrainState, Any, Metrics]:
+    """One update of a learner whose parameters have one loss and one optimiser.
+
+    Args:
+      state: before the update.
+      loss: of the parameters alone, `params -> (loss, (aux, model_state))`.
+      optimizer: of all parameters.
+
+    Returns:
+      `(state, aux, metrics)`: the state with parameters and batch statistics moved, one step on,
+      what `loss` had to tell, and the norms of `descend`.
+    """
+    grads, (aux, model_state) = jax.grad(loss, has_aux=True)(state.params)
+    when = state.step % NORM_PERIOD == 0
+    params, opt_state, norms = descend(optimizer, grads, state.opt_state, state.params, when=when)
+    state = state.replace(
+        step=state.step + 1, params=params, opt_state=opt_state, model_state=model_state
+    )
+    return state, aux, norms
 
 
 def descend_net(

@@ -1,5 +1,7 @@
 """BYOL: each view predicts what a slow copy of the net makes of the other, without negatives."""
 
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ import optax
 from nets.net import Net, chain
 from paradigms.core.ema import follow, slow_copy
 from paradigms.core.errors import InputError
-from paradigms.core.learner import Batch, Learner, Metrics, descend
+from paradigms.core.learner import Batch, Learner, Metrics, advance
 from paradigms.core.metrics import Mean
 from paradigms.core.optimizers import Scalar
 from paradigms.core.state import PyTree, TrainState, fold_name
@@ -144,21 +146,17 @@ def byol(
         )
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        def loss_of(params: PyTree) -> tuple[jax.Array, tuple[Metrics, tuple[PyTree, PyTree]]]:
-            metrics, rest = measure(params, state, batch, state.rng("views"), True)
-            return metrics["loss"].value(), (metrics, rest)
+        def loss_of(params: PyTree) -> tuple[jax.Array, Any]:
+            metrics, (model_state, of_teacher) = measure(
+                params, state, batch, state.rng("views"), True
+            )
+            return metrics["loss"].value(), ((metrics, of_teacher), model_state)
 
-        grads, (metrics, rest) = jax.grad(loss_of, has_aux=True)(state.params)
-        model_state, of_teacher = rest
-        params, opt_state, norms = descend(optimizer, grads, state.opt_state, state.params)
         teacher, now = state.target["teacher"], rising_decay(state.step, decay, steps)
-        followed = {name: params[name] for name in teacher["params"]}
+        state, (metrics, of_teacher), norms = advance(state, loss_of, optimizer)
+        followed = {name: state.params[name] for name in teacher["params"]}
         state = state.replace(
-            step=state.step + 1,
-            params=params,
-            opt_state=opt_state,
-            model_state=model_state,
-            target={**state.target, "teacher": follow(teacher, followed, of_teacher, now)},
+            target={**state.target, "teacher": follow(teacher, followed, of_teacher, now)}
         )
         return state, {**metrics, **norms}
 

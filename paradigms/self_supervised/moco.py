@@ -1,5 +1,7 @@
 """MoCo: each view is to be told from a queue of others that a slow copy of the net embedded."""
 
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ import optax
 from nets.net import Net, chain
 from paradigms.core.ema import follow, slow_copy
 from paradigms.core.errors import InputError
-from paradigms.core.learner import Batch, Learner, Metrics, descend
+from paradigms.core.learner import Batch, Learner, Metrics, advance
 from paradigms.core.metrics import Mean
 from paradigms.core.optimizers import Scalar
 from paradigms.core.state import PyTree, TrainState, fold_name
@@ -154,21 +156,16 @@ def moco(
         return state
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        def loss_of(params: PyTree) -> tuple[jax.Array, tuple[Metrics, tuple[PyTree, ...]]]:
-            metrics, rest = measure(params, state, batch, state.rng("views"), True)
-            return metrics["loss"].value(), (metrics, rest)
+        def loss_of(params: PyTree) -> tuple[jax.Array, Any]:
+            metrics, (model_state, *others) = measure(
+                params, state, batch, state.rng("views"), True
+            )
+            return metrics["loss"].value(), ((metrics, *others), model_state)
 
-        grads, (metrics, rest) = jax.grad(loss_of, has_aux=True)(state.params)
-        model_state, of_teacher, keys = rest
-        params, opt_state, norms = descend(optimizer, grads, state.opt_state, state.params)
-        teacher = follow(state.target["teacher"], params, of_teacher, decay)
+        state, (metrics, of_teacher, keys), norms = advance(state, loss_of, optimizer)
+        teacher = follow(state.target["teacher"], state.params, of_teacher, decay)
         state = state.replace(
-            step=state.step + 1,
-            params=params,
-            opt_state=opt_state,
-            model_state=model_state,
-            target={**state.target, "teacher": teacher},
-            memory=enqueue(state.memory, keys),
+            target={**state.target, "teacher": teacher}, memory=enqueue(state.memory, keys)
         )
         return state, {**metrics, **norms}
 

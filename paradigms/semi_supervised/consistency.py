@@ -9,7 +9,7 @@ import optax
 
 from nets.net import Net
 from paradigms.core.ema import follow, slow_copy
-from paradigms.core.learner import NORM_PERIOD, Batch, Learner, Metrics, descend, minimise
+from paradigms.core.learner import Batch, Learner, Metrics, advance, minimise
 from paradigms.core.metrics import Mean
 from paradigms.core.optimizers import Scheduled, current
 from paradigms.core.state import PyTree, TrainState
@@ -161,22 +161,10 @@ def mean_teacher(
             loss, metrics = total(metrics, current(weight, state.step))
             return loss, (metrics, model_state)
 
-        grads, (metrics, model_state) = jax.grad(loss_of, has_aux=True)(state.params)
-        params, opt_state, norms = descend(
-            optimizer,
-            grads,
-            state.opt_state,
-            state.params,
-            when=state.step % NORM_PERIOD == 0,
-        )
-        followed = follow(teacher, params, of_teacher, current(decay, state.step))
-        state = state.replace(
-            step=state.step + 1,
-            params=params,
-            opt_state=opt_state,
-            model_state=model_state,
-            target={**state.target, "teacher": followed},
-        )
+        now = current(decay, state.step)
+        state, metrics, norms = advance(state, loss_of, optimizer)
+        followed = follow(teacher, state.params, of_teacher, now)
+        state = state.replace(target={**state.target, "teacher": followed})
         return state, {**metrics, **norms}
 
     def evaluate(state: TrainState, batch: Batch, key: jax.Array) -> Metrics:

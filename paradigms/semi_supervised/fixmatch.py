@@ -9,7 +9,7 @@ import optax
 from nets.net import Net
 from paradigms.core.classification import cross_entropy
 from paradigms.core.errors import InputError
-from paradigms.core.learner import NORM_PERIOD, Batch, Learner, Metrics, descend, minimise
+from paradigms.core.learner import Batch, Learner, Metrics, advance, minimise
 from paradigms.core.metrics import Mean
 from paradigms.core.optimizers import Scalar, Scheduled, current
 from paradigms.core.state import PyTree, TrainState
@@ -159,27 +159,12 @@ def flexmatch(
             metrics = _metrics(logits, label, others, guess, accepted, batch["unlabelled"])
             metrics["threshold"] = Mean.of(thresholds.mean())
             loss, metrics = total(metrics, current(weight, state.step))
-            return loss, (metrics, model_state, guess, confidence)
+            return loss, ((metrics, guess, confidence), model_state)
 
-        grads, (metrics, model_state, guess, confidence) = jax.grad(loss_of, has_aux=True)(
-            state.params
-        )
-        params, opt_state, norms = descend(
-            optimizer,
-            grads,
-            state.opt_state,
-            state.params,
-            when=state.step % NORM_PERIOD == 0,
-        )
+        state, (metrics, guess, confidence), norms = advance(state, loss_of, optimizer)
         index = batch["unlabelled"]["index"]
         winner = jnp.where(confidence >= threshold, guess, won[index]).astype(jnp.int32)
-        state = state.replace(
-            step=state.step + 1,
-            params=params,
-            opt_state=opt_state,
-            model_state=model_state,
-            memory={**state.memory, "won": won.at[index].set(winner)},
-        )
+        state = state.replace(memory={**state.memory, "won": won.at[index].set(winner)})
         return state, {**metrics, **norms}
 
     def evaluate(state: TrainState, batch: Batch, key: jax.Array) -> Metrics:

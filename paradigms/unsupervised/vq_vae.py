@@ -11,7 +11,7 @@ import optax
 from nets.net import Net
 from paradigms.core import metrics as metrics_lib
 from paradigms.core.errors import InputError
-from paradigms.core.learner import NORM_PERIOD, Batch, Learner, Metrics, descend
+from paradigms.core.learner import Batch, Learner, Metrics, advance
 from paradigms.core.metrics import Mean, Means
 from paradigms.core.optimizers import Scalar
 from paradigms.core.state import PyTree, TrainState, fold_name
@@ -260,18 +260,16 @@ def vq_vae(
         sums = jnp.matmul(chosen.T, outputs * weights[:, None], precision="highest")
         metrics["perplexity"] = Mean.of(perplexity(counts), counts.sum() > 0)
         model_state = {"encoder": encoder_state, "decoder": decoder_state}
-        return metrics["loss"].value(), (metrics, model_state, (book, revived, counts, sums))
+        statistics = (book, revived, counts, sums)
+        return metrics["loss"].value(), ((metrics, statistics), model_state)
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        grads, (metrics, model_state, statistics) = jax.grad(loss_of, has_aux=True)(
-            state.params, state, batch
-        )
-        when = state.step % NORM_PERIOD == 0
-        params, opt_state, norms = descend(
-            optimizer, grads, state.opt_state, state.params, when=when
+        old, step = state.memory, state.step
+        state, (metrics, statistics), norms = advance(
+            state, lambda params: loss_of(params, state, batch), optimizer
         )
         book, revived, counts, sums = statistics
-        old, begins = state.memory, state.step % revive_every == 0
+        params, begins = state.params, step % revive_every == 0
         memory = {
             "used": (old["used"] & ~begins) | (counts > 0),
             "dead": jnp.where(begins, (~old["used"]).sum(), old["dead"]).astype(jnp.int32),
@@ -287,16 +285,9 @@ def vq_vae(
                 sums,
                 decay,
             )
-        metrics["dead_codes"] = Mean.of(memory["dead"], state.step >= revive_every)
-        metrics["revived"] = Mean.of(revived.sum(), begins & (state.step > 0))
-        state = state.replace(
-            step=state.step + 1,
-            params=params,
-            opt_state=opt_state,
-            model_state=model_state,
-            memory=memory,
-        )
-        return state, {**metrics, **norms}
+        metrics["dead_codes"] = Mean.of(memory["dead"], step >= revive_every)
+        metrics["revived"] = Mean.of(revived.sum(), begins & (step > 0))
+        return state.replace(params=params, memory=memory), {**metrics, **norms}
 
     def evaluate(state: TrainState, batch: Batch, key: jax.Array) -> Metrics:
         image, mask = unit_interval(batch[input_name]), batch.get("mask")
