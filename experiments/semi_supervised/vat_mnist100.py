@@ -26,6 +26,8 @@ PUBLISHED = {
 class Config(few_labels.Mnist):
     """Options of this experiment."""
 
+    steps: int = 6000
+    evaluate_every: int = 600
     final_norm: bool = True
     epsilon: float = 2.0
     """Length of the perturbation of an image whose pixels go from 0 to 1."""

@@ -431,6 +431,7 @@ def run_data(data: Batch, data_axis: Any, run: int) -> Batch:
 
 def _axes(data_axis: Any, batch: Batch) -> list[int | None]:
     """The axis of each leaf of the batch."""
+    form: Any
     axes, form = jax.tree.flatten(data_axis, is_leaf=lambda axis: axis is None)
     parts = form.flatten_up_to(batch)
     return [axis for axis, part in zip(axes, parts, strict=True) for _ in jax.tree.leaves(part)]
