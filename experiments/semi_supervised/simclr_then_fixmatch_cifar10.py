@@ -78,6 +78,9 @@ def main(config: Config) -> None:
     """Pretrains once, then learns from every draw of the labels."""
     # All parts go into one directory, whatever their own options.
     config = replace(config, run_dir=training.directory_of(main, config))
+    with training.open_run(main, config) as run:
+        if run.finished:
+            return
     pretraining = _pretraining(config)
     backbone = joint_embedding.cifar_backbone(pretraining)
     learner = simclr(
@@ -87,8 +90,7 @@ def main(config: Config) -> None:
         joint_embedding.cifar_views(),
     )
     joint_embedding.train_cifar(main, pretraining, learner, backbone, into="simclr")
-    assert config.run_dir is not None
-    weights = load_weights(config.run_dir / "simclr", backbone)
+    weights = load_weights(run.directory / "simclr", backbone)
 
     def adopt(state: TrainState) -> TrainState:
         """Gives every run the pretrained backbone, and its average too."""
