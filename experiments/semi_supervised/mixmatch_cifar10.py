@@ -10,7 +10,7 @@ twin, the same net on the same labels alone.
   python -m experiments.semi_supervised.mixmatch_cifar10 --size small --steps 3000    a CPU
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import optax
 
@@ -42,6 +42,10 @@ class Config(few_labels.Cifar):
     alpha: float = 0.75
     unlabelled_weight: float = 75.0
     """It rises linearly to this over the first two fifths of the run."""
+
+    def rehearsal(self) -> "Config":
+        """As the others; so few updates bear no such weight."""
+        return replace(super().rehearsal(), unlabelled_weight=1.0)
 
 
 def network(config: Config) -> Net:
