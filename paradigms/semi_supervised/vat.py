@@ -89,8 +89,8 @@ def vat(
     Bengio 2004). Each part goes through the net by itself, as in the authors' code, and running
     batch statistics are of the unlabelled one; the passes for the divergence are in training mode,
     with the net's noise as in the clean pass, and leave no statistics. One batch of both would let
-    the net be sure of the labelled examples alone and flat elsewhere, which is smooth; so does a
-    net without batch norm on its logits, which the authors' for MNIST has.
+    the net be sure of the labelled examples alone and flat elsewhere, which is smooth. Batch norm
+    on the logits works against that too; the authors' net for MNIST has it.
 
     Args:
       net: gives logits `[B, K]` for inputs in [0, 1].
