@@ -119,8 +119,11 @@ def pseudo_label_metrics(
 
 
 def derive_pseudo_labels(means: Means) -> dict[str, float]:
-    """`derive_classification`, and `pseudo/rarest` and `pseudo/commonest`, the least and largest
-    share of a class among accepted pseudo-labels: the first sign that some class is forgotten."""
+    """`derive_classification`, and how accepted pseudo-labels are spread over the classes.
+
+    `pseudo/share[k]` is the share of class k, and `pseudo/rarest` and `pseudo/commonest` are the
+    least and the largest of them: the first sign that some class is forgotten.
+    """
     values = derive_classification(means)
     if "pseudo/histogram" in means:
         histogram = means["pseudo/histogram"]
@@ -128,6 +131,7 @@ def derive_pseudo_labels(means: Means) -> dict[str, float]:
             share = np.asarray(histogram.total) / np.asarray(histogram.count)
             values["pseudo/rarest"] = float(share.min())
             values["pseudo/commonest"] = float(share.max())
+            values |= {f"pseudo/share[{k}]": float(one) for k, one in enumerate(share)}
     return values
 
 

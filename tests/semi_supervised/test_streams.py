@@ -106,6 +106,7 @@ def test_pseudo_label_metrics_count_what_is_accepted():
     np.testing.assert_allclose(histogram.total / histogram.count, [0.25, 0.5, 0.25, 0])
     values = derive_pseudo_labels(metrics)
     assert values["pseudo/rarest"] == 0 and values["pseudo/commonest"] == 0.5
+    assert [values[f"pseudo/share[{k}]"] for k in range(4)] == [0.25, 0.5, 0.25, 0]
     assert "pseudo/accuracy" not in pseudo_label_metrics(label, accepted, 4, {})
     none = derive_pseudo_labels(pseudo_label_metrics(label, accepted & False, 4, truth))
     assert none == {"pseudo/accepted": 0.0}

@@ -1,0 +1,93 @@
+"""Many thresholds, weights and draws of the labels at once, in one compiled program."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from semi_supervised.linear import KEY, LABEL, TRUTH, U, X, linear
+
+from paradigms.core.transforms import repeated, resident, run_data, seeded, swept
+from paradigms.semi_supervised import (
+    fixmatch,
+    flexmatch,
+    mean_teacher,
+    mixmatch,
+    pi_model,
+    pseudo_label,
+    vat,
+)
+
+SGD = optax.sgd(0.5)
+SIZES = {"labelled": 2, "unlabelled": 4}
+# Two draws of the labels, and unlabelled examples that both share.
+DRAWS = {
+    "labelled": {"x": np.stack([X, X[::-1] + 1]), "label": np.stack([LABEL, LABEL[::-1]])},
+    "unlabelled": {"x": U, "label": TRUTH},
+}
+AXES = {"labelled": 0, "unlabelled": None}
+
+
+def shaken(key, x):
+    return x + 0.3 * jax.random.normal(key, x.shape)
+
+
+METHODS = {
+    "pseudo_label": lambda h: pseudo_label(linear(), SGD, input_name="x", **h),
+    "pi_model": lambda h: pi_model(linear(), SGD, augment=shaken, input_name="x", **h),
+    "mean_teacher": lambda h: mean_teacher(linear(), SGD, augment=shaken, input_name="x", **h),
+    "vat": lambda h: vat(linear(), SGD, input_name="x", **h),
+    "mixmatch": lambda h: mixmatch(linear(), SGD, shaken, input_name="x", **h),
+    "fixmatch": lambda h: fixmatch(linear(), SGD, shaken, shaken, input_name="x", **h),
+    "flexmatch": lambda h: flexmatch(
+        linear(), SGD, shaken, shaken, examples=len(U), input_name="x", **h
+    ),
+}
+WEIGHTS = {"weight": (1.0, 4.0)}
+POINTS = {
+    "pseudo_label": {**WEIGHTS, "threshold": (0.4, 0.6)},
+    "pi_model": WEIGHTS,
+    "mean_teacher": {**WEIGHTS, "decay": (0.9, 0.5)},
+    "vat": {**WEIGHTS, "epsilon": (1.0, 0.3), "entropy_weight": (0.5, 1.0)},
+    "mixmatch": {**WEIGHTS, "temperature": (0.5, 1.0)},
+    "fixmatch": {**WEIGHTS, "threshold": (0.4, 0.6)},
+    "flexmatch": {**WEIGHTS, "threshold": (0.4, 0.6)},
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_draws_of_labels_and_options_train_in_one_program(name):
+    """Each value is used, none compiles anything, and each run is that of its draw and point."""
+
+    def make(h):
+        return repeated(resident(METHODS[name](h), SIZES), 3)
+
+    def runs_of(points):
+        grid = {option: jnp.array([point[option] for point in points]) for option in pairs}
+        learner = seeded(swept(make, grid), data_axis=AXES)
+        return jax.jit(learner.init)(keys, DRAWS), learner
+
+    keys, pairs = jax.random.split(KEY, 2), POINTS[name]
+    usual = {option: pair[0] for option, pair in pairs.items()}
+    update = None
+    for changed, (_, other) in pairs.items():
+        state, learner = runs_of([usual, {**usual, changed: other}])
+        update = update or jax.jit(learner.update)
+        after, _ = update(state, DRAWS)
+        # A teacher's decay moves the student through its targets alone.
+        difference = jnp.abs(after.params["w"][:, 1] - after.params["w"][:, 0]).max((1, 2))
+        assert (difference > 1e-5).all(), changed
+    assert update._cache_size() == 1
+
+    every = {option: pair[1] for option, pair in pairs.items()}
+    state, _ = runs_of([usual, every])
+    after, _ = update(state, DRAWS)
+    for draw in range(2):
+        data = run_data(DRAWS, AXES, draw)
+        for place, point in enumerate((usual, every)):
+            alone = make(point)
+            expected, _ = jax.jit(alone.update)(jax.jit(alone.init)(keys[draw], data), data)
+            np.testing.assert_allclose(
+                after.params["w"][draw, place], expected.params["w"], atol=1e-6
+            )
+    assert update._cache_size() == 1
