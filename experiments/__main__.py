@@ -2,6 +2,8 @@
 
 python -m experiments                                        all, with published number and ours
 python -m experiments run supervised/digits_mlp --steps 100  one of them, with its own options
+python -m experiments compare RUN_DIR RUN_DIR...             their metrics and curves together
+python -m experiments reproduce NAME                         a published result, once more
 python -m experiments publish RUN_DIR [--as NAME]            keeps a finished run as our result
 python -m experiments report [--check]                       writes the table in README.md
 """
@@ -11,7 +13,7 @@ import runpy
 import sys
 from pathlib import Path
 
-from experiments import catalogue, report
+from experiments import catalogue, comparison, report
 from paradigms.core.errors import InputError
 
 
@@ -32,12 +34,26 @@ def main() -> None:
     publish.add_argument("--replace", action="store_true", help="write over an earlier result")
     readme = commands.add_parser("report", help="write the table of results in README.md")
     readme.add_argument("--check", action="store_true", help="only tell whether it is current")
-    arguments = parser.parse_args()
+    compare = commands.add_parser("compare", help="lay runs beside each other")
+    compare.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN_DIR")
+    compare.add_argument("--picture", type=Path, default=Path("comparison.png"), metavar="PNG")
+    again = commands.add_parser(
+        "reproduce", help="run a published result's command, and tell whether it agrees"
+    )
+    again.add_argument("name", help="of the result; options behind it go to the experiment")
+    again.add_argument("--run-dir", type=Path, help="by default runs/reproduced/NAME")
+    arguments, others = parser.parse_known_args()
+    if others and arguments.command != "reproduce":
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
     try:
         if arguments.command == "run":
             _run(arguments.name, arguments.options)
         elif arguments.command == "publish":
             print(catalogue.publish(arguments.run_dir, arguments.result, replace=arguments.replace))
+        elif arguments.command == "compare":
+            comparison.compare(arguments.run_dirs, arguments.picture)
+        elif arguments.command == "reproduce":
+            sys.exit(comparison.reproduce(arguments.name, others, arguments.run_dir))
         elif arguments.command == "report":
             _report(arguments.check)
         else:

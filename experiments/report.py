@@ -25,7 +25,7 @@ _HEADER = (
 
 
 def show(claims: Sequence[Claim]) -> None:
-    """Prints a table of what there is: for people on a terminal, aligned text elsewhere."""
+    """Prints a table of what there is."""
     header = ("experiment", "what", "metric", "published", "ours")
     rows = [
         (
@@ -37,6 +37,11 @@ def show(claims: Sequence[Claim]) -> None:
         )
         for claim in claims
     ]
+    print_table(header, rows)
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Prints a table: for people on a terminal, aligned text elsewhere."""
     if sys.stdout.isatty():
         from rich.console import Console
         from rich.table import Table

@@ -1,6 +1,8 @@
 """Pictures of a run for its directory: curves, confusion matrices, tables of images, points."""
 
+import itertools
 import logging
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from paradigms.core.errors import InputError
-from paradigms.core.record import WRITING, Curve, explained
+from paradigms.core.record import WRITING, Curve, explained, half_width
 
 # Blue for what is trained on, warm colours for what is held out; all told apart by colour-blind
 # readers. A metric that belongs to no stage is drawn in grey.
@@ -19,6 +21,9 @@ _STAGE_COLOURS = {
     "evaluation": "#ee7733",
     "": "#555555",
 }
+# Of run directories that are compared: Paul Tol's bright scheme, for colour-blind readers too.
+_RUN_COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb")
+_STRIP = 0.45  # inches above the panels
 _LOG_SCALE = ("loss", "nll", "norm", "perplexity")
 _MOST_POINTS = 200
 _SHORTEST_SIDE = 56  # pixels of an image in a table
@@ -28,9 +33,10 @@ _GAP = 2
 def draw_curves(metrics: Mapping[str, Curve], path: Path) -> None:
     """Draws all metrics into one picture: the mean over runs, in a band from lowest to highest.
 
-    `train/accuracy` and `test/accuracy` share the panel "accuracy"; any other name has a panel of
-    its own. Long curves are averaged over neighbouring steps. Without matplotlib nothing is drawn,
-    and a line in the log says so.
+    `train/accuracy` and `test/accuracy` share the panel "accuracy". `train/share[0]` and
+    `train/share[1]` share the panel "share", as two thin lines without bands. Any other name has a
+    panel of its own. Long curves are averaged over neighbouring steps. Without matplotlib nothing
+    is drawn, and a line in the log says so.
 
     Args:
       metrics: by name, as `read_metrics` gives them.
@@ -39,60 +45,78 @@ def draw_curves(metrics: Mapping[str, Curve], path: Path) -> None:
     Raises:
       InputError: the file cannot be written.
     """
-    panels: dict[str, dict[str, Curve]] = {}
+    panels: dict[str, dict[str, list[Curve]]] = {}
     for name, curve in metrics.items():
-        stage, _, rest = name.partition("/")
-        title, stage = (rest, stage) if rest and stage in _STAGE_COLOURS else (name, "")
-        panels.setdefault(title, {})[stage] = curve
+        whole = re.sub(r"\[\d+\]$", "", name)
+        stage, _, rest = whole.partition("/")
+        title, stage = (rest, stage) if rest and stage in _STAGE_COLOURS else (whole, "")
+        panels.setdefault(title, {}).setdefault(stage, []).append(curve)
     if not panels:
         return
-    columns = min(3, len(panels))
-    rows = -(-len(panels) // columns)
-    # Inches: a strip of fixed height on top is for the legend.
-    width, height, strip = 3.6 * columns, 2.5 * rows, 0.45
-    figure = _figure((width, height + strip), "curves")
+    figure, grid = _panels(list(panels), "curves")
     if figure is None:
         return
-    runs = max(len(curve.values) for curve in metrics.values())
-    figure.get_layout_engine().set(rect=(0, 0, 1, height / (height + strip)), hspace=0.06)
     legend = {}
-    axes = None
-    for index, (title, curves) in enumerate(panels.items()):
-        axes = figure.add_subplot(rows, columns, index + 1, sharex=axes)
-        for stage, curve in curves.items():
-            steps, mean, low, high = _band(curve)
-            colour = _STAGE_COLOURS[stage]
-            dot = "o" if len(steps) == 1 else None
-            (line,) = axes.plot(steps, mean, color=colour, linewidth=1.6, marker=dot)
-            axes.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
+    for (title, curves), axes in zip(panels.items(), grid, strict=True):
+        for stage, together in curves.items():
+            colour, alone = _STAGE_COLOURS[stage], len(together) == 1
+            for curve in together:
+                steps, values = _binned(curve)
+                band = (values.min(0), values.max(0)) if alone else None
+                width = 1.6 if alone else 0.8
+                line = _plot(axes, steps, values.mean(0), band, colour, width)
             if stage:
                 legend[stage] = line
-        last_stage = list(curves)[-1]
-        last = np.ma.masked_invalid(curves[last_stage].values).mean(0)[-1]
-        colour = _STAGE_COLOURS[last_stage]
-        axes.set_title(title, loc="left", fontsize=10, fontweight="bold")
-        axes.set_title(f"{last:.4g}", loc="right", fontsize=9, color=colour)
-        if _wants_log_scale(title, curves.values()):
+        last_stage, drawn = list(curves.items())[-1]
+        if len(drawn) == 1:
+            last = np.ma.masked_invalid(drawn[0].values).mean(0)[-1]
+            colour = _STAGE_COLOURS[last_stage]
+            axes.set_title(f"{last:.4g}", loc="right", fontsize=9, color=colour)
+        if _wants_log_scale(title, itertools.chain.from_iterable(curves.values())):
             axes.set_yscale("log")
-        axes.grid(True, color="#e6e6e6", linewidth=0.6)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(labelsize=8, color="#999999")
-        axes.xaxis.set_major_formatter(_thousands)
-        if index + columns >= len(panels):
-            axes.set_xlabel("update", fontsize=8)
-    what = f"mean and range of {runs} runs" if runs > 1 else "one run"
-    top = 1 - 0.4 * strip / (height + strip)
-    figure.text(0.01, top, what, fontsize=8, color="#666666", va="center")
-    if legend:
-        figure.legend(
-            list(legend.values()),
-            list(legend),
-            loc="upper right",
-            ncols=len(legend),
-            frameon=False,
-            fontsize=9,
-        )
+    runs = max(len(curve.values) for curve in metrics.values())
+    _head(figure, f"mean and range of {runs} runs" if runs > 1 else "one run", legend)
+    _save_figure(figure, path)
+
+
+def draw_comparison(metrics: Mapping[str, Mapping[str, Curve]], path: Path) -> None:
+    """Lays the curves of several run directories over each other, a panel for each metric.
+
+    A line is the mean over the runs of a directory, in a band that is the 95 % interval of that
+    mean (Student's). Metrics that only one directory has, and those of an array, are left out.
+    Without matplotlib nothing is drawn, and a line in the log says so.
+
+    Args:
+      metrics: for each directory, by what the legend is to call it, what `read_metrics` gives.
+      path: of the PNG file.
+
+    Raises:
+      InputError: they have no metric in common, or the file cannot be written.
+    """
+    found: dict[str, dict[str, Curve]] = {}
+    for label, curves in metrics.items():
+        for name, curve in curves.items():
+            if not name.endswith("]"):
+                found.setdefault(name, {})[label] = curve
+    panels = {name: curves for name, curves in found.items() if len(curves) > 1}
+    if not panels:
+        raise InputError(f"{', '.join(metrics)}: no metric was measured in two of them")
+    figure, grid = _panels(list(panels), "comparison")
+    if figure is None:
+        return
+    colours = dict(zip(metrics, itertools.cycle(_RUN_COLOURS), strict=False))
+    legend = {}
+    for (name, by_label), axes in zip(panels.items(), grid, strict=True):
+        for label, curve in by_label.items():
+            steps, values = _binned(curve)
+            middle, band = values.mean(0), None
+            if len(values) > 1:
+                half = half_width(values)
+                band = middle - half, middle + half
+            legend[label] = _plot(axes, steps, middle, band, colours[label])
+        if _wants_log_scale(name, by_label.values()):
+            axes.set_yscale("log")
+    _head(figure, "mean and 95 % interval", {label: legend[label] for label in metrics})
     _save_figure(figure, path)
 
 
@@ -268,19 +292,70 @@ def _replace(path: Path, write: Callable[[Path], None]) -> None:
         writing.replace(path)
 
 
-def _band(curve: Curve) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Steps, and mean, lowest and highest value over runs, of a curve short enough to read."""
+def _panels(titles: Sequence[str], what: str) -> tuple[Any, list[Any]]:
+    """A figure with a panel for each title and a strip on top, or None without matplotlib."""
+    columns = min(3, len(titles))
+    rows = -(-len(titles) // columns)
+    # Inches: a strip of fixed height on top is for the legend.
+    width, height = 3.6 * columns, 2.5 * rows
+    figure = _figure((width, height + _STRIP), what)
+    if figure is None:
+        return None, []
+    figure.get_layout_engine().set(rect=(0, 0, 1, height / (height + _STRIP)), hspace=0.06)
+    grid: list[Any] = []
+    for index, title in enumerate(titles):
+        axes = figure.add_subplot(rows, columns, index + 1, sharex=grid[0] if grid else None)
+        axes.set_title(title, loc="left", fontsize=10, fontweight="bold")
+        axes.grid(True, color="#e6e6e6", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=8, color="#999999")
+        axes.xaxis.set_major_formatter(_thousands)
+        if index + columns >= len(titles):
+            axes.set_xlabel("update", fontsize=8)
+        grid.append(axes)
+    return figure, grid
+
+
+def _plot(
+    axes: Any,
+    steps: np.ndarray,
+    middle: np.ma.MaskedArray,
+    band: tuple[np.ma.MaskedArray, np.ma.MaskedArray] | None,
+    colour: str,
+    width: float = 1.6,
+) -> Any:
+    """One line, in its band if it has one."""
+    dot = "o" if len(steps) == 1 else None
+    (line,) = axes.plot(steps, middle.filled(np.nan), color=colour, linewidth=width, marker=dot)
+    if band is not None:
+        low, high = (edge.filled(np.nan) for edge in band)
+        axes.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
+    return line
+
+
+def _head(figure: Any, what: str, legend: Mapping[str, Any]) -> None:
+    """Fills the strip above the panels: on the left what is drawn, on the right in which colour."""
+    top = 1 - 0.4 * _STRIP / figure.get_figheight()
+    figure.text(0.01, top, what, fontsize=8, color="#666666", va="center")
+    if legend:
+        figure.legend(
+            list(legend.values()),
+            list(legend),
+            loc="upper right",
+            ncols=len(legend),
+            frameon=False,
+            fontsize=9,
+        )
+
+
+def _binned(curve: Curve) -> tuple[np.ndarray, np.ma.MaskedArray]:
+    """Steps `[P]` and values `[runs, P]` of a curve short enough to read."""
     bins = min(len(curve.steps), _MOST_POINTS)
     parts = np.array_split(np.arange(len(curve.steps)), bins)
     valid = np.ma.masked_invalid(curve.values)
     values = np.ma.stack([valid[:, part].mean(1) for part in parts], axis=1)
-    steps = np.array([curve.steps[part].mean() for part in parts])
-    return (
-        steps,
-        values.mean(0).filled(np.nan),
-        values.min(0).filled(np.nan),
-        values.max(0).filled(np.nan),
-    )
+    return np.array([curve.steps[part].mean() for part in parts]), values
 
 
 def _wants_log_scale(title: str, curves: Iterable[Curve]) -> bool:

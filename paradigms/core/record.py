@@ -273,8 +273,6 @@ def summarise(values: Mapping[str, Sequence[float]]) -> dict[str, dict[str, Json
       `iqm` and `iqm_interval` too: see `interquartile_mean`. The interval is None for one run. A
       number that is not finite becomes None, and so do mean and interval then.
     """
-    from scipy.special import stdtrit
-
     summary = {}
     for name, numbers in values.items():
         array = np.asarray(numbers, np.float64)
@@ -283,7 +281,7 @@ def summarise(values: Mapping[str, Sequence[float]]) -> dict[str, dict[str, Json
         mean = float(array.mean()) if finite else None
         interval = None
         if finite and runs > 1:
-            half = float(stdtrit(runs - 1, 0.975) * array.std(ddof=1) / math.sqrt(runs))
+            half = float(half_width(array))
             interval = [float(array.mean()) - half, float(array.mean()) + half]
         listed = [number if math.isfinite(number) else None for number in array.tolist()]
         summary[name] = {"mean": mean, "interval": interval, "values": listed}
@@ -291,6 +289,14 @@ def summarise(values: Mapping[str, Sequence[float]]) -> dict[str, dict[str, Json
             middle, around = interquartile_mean(array)
             summary[name] |= {"iqm": middle, "iqm_interval": around}
     return summary
+
+
+def half_width(values: np.ndarray) -> Any:
+    """Half of Student's 95 % interval of the mean over the first axis: t(0.975, n - 1) · s / √n."""
+    from scipy.special import stdtrit
+
+    runs = len(values)
+    return stdtrit(runs - 1, 0.975) * values.std(0, ddof=1) / math.sqrt(runs)
 
 
 def interquartile_mean(

@@ -409,6 +409,8 @@ def make_metrics():
         "validation/accuracy": Curve(steps[::100], 1 - falling[:, ::100] / 2),
         "test/accuracy": Curve(steps[-1:], 1 - falling[:, -1:] / 2),
         "gap": Curve(steps[:3], np.array([[1.0, np.nan, 2.0]])),
+        "train/share[0]": Curve(steps, falling / 2),
+        "train/share[1]": Curve(steps, 1 - falling / 2),
     }
 
 
@@ -426,9 +428,9 @@ def test_curves_share_a_panel_by_what_they_measure(tmp_path, monkeypatch):
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in tmp_path.iterdir()] == ["curves.png"]
     panels = {axes.get_title(loc="left"): axes for axes in drawn[0].axes}
-    assert list(panels) == ["loss", "accuracy", "gap"]
-    assert [len(axes.lines) for axes in panels.values()] == [1, 3, 1]
-    assert [axes.get_yscale() for axes in panels.values()] == ["log", "linear", "linear"]
+    assert list(panels) == ["loss", "accuracy", "gap", "share"]
+    assert [len(axes.lines) for axes in panels.values()] == [1, 3, 1, 2]
+    assert [axes.get_yscale() for axes in panels.values()] == ["log", *["linear"] * 3]
     assert [text.get_text() for text in drawn[0].legends[0].texts] == [
         "train",
         "validation",
