@@ -90,34 +90,21 @@ def batched(
     def start(key: jax.Array) -> tuple[PyTree, jax.Array]:
         return jax.tree.map(_strong, reset(key))
 
+    _, obs = jax.eval_shape(start, jax.random.key(0))
+
     def reset_all(key: jax.Array, n: int) -> tuple[PyTree, jax.Array]:
         return jax.vmap(start)(jax.random.split(key, n))
 
-    def step_one(key: jax.Array, world: PyTree, action: jax.Array) -> tuple[PyTree, Timestep]:
-        step_key, reset_key = jax.random.split(key)
-        moved, final_obs, reward, terminated, truncated = step(step_key, world, action)
-        fresh, first_obs = start(reset_key)
-        done = terminated | truncated
-        world, obs = jax.tree.map(
-            lambda new, old: jnp.where(done, new, old.astype(new.dtype)),
-            (fresh, first_obs),
-            (moved, final_obs),
-        )
-        reward = jnp.asarray(reward, jnp.float32)
-        timestep = Timestep(
-            obs,
-            reward,
-            jnp.asarray(terminated, bool),
-            jnp.asarray(truncated, bool),
-            final_obs.astype(first_obs.dtype),
-            score=reward,
-        )
-        return world, timestep
-
     def step_all(key: jax.Array, world: PyTree, action: jax.Array) -> tuple[PyTree, Timestep]:
-        return jax.vmap(step_one)(jax.random.split(key, len(action)), world, action)
+        keys = jax.vmap(jax.random.split)(jax.random.split(key, len(action)))
+        moved, final_obs, reward, terminated, truncated = jax.vmap(step)(keys[:, 0], world, action)
+        terminated, truncated = jnp.asarray(terminated, bool), jnp.asarray(truncated, bool)
+        reward, final_obs = jnp.asarray(reward, jnp.float32), final_obs.astype(obs.dtype)
+        world, next_obs = renewed(
+            terminated | truncated, lambda: jax.vmap(start)(keys[:, 1]), (moved, final_obs)
+        )
+        return world, Timestep(next_obs, reward, terminated, truncated, final_obs, score=reward)
 
-    _, obs = jax.eval_shape(start, jax.random.key(0))
     return Environment(reset_all, step_all, jax.ShapeDtypeStruct(obs.shape, obs.dtype), actions)
 
 
@@ -134,6 +121,22 @@ def choose(chosen: jax.Array, new: PyTree, old: PyTree) -> PyTree:
         return jnp.where(chosen.reshape(-1, *[1] * (old.ndim - 1)), new, old)
 
     return jax.tree.map(one, new, old)
+
+
+def renewed(done: jax.Array, fresh: Callable[[], PyTree], old: PyTree) -> PyTree:
+    """`choose(done, fresh(), old)`, in the dtypes of `fresh()`; on a CPU made only if needed.
+
+    Args:
+      done: bool `[N]`, whose episodes are over.
+      fresh: makes N worlds that begin, arrays `[N, ...]`.
+      old: the worlds as they are, likewise.
+    """
+    old = jax.tree.map(lambda leaf, new: leaf.astype(new.dtype), old, jax.eval_shape(fresh))
+    # Few steps end an episode. For one world a branch costs as much as what it saves; on an
+    # accelerator, and over a mesh of them, all would wait for the answer.
+    if len(done) == 1 or jax.default_backend() != "cpu":
+        return choose(done, fresh(), old)
+    return jax.lax.cond(done.any(), lambda old: choose(done, fresh(), old), lambda old: old, old)
 
 
 def check_environment(

@@ -16,7 +16,13 @@ import jax.numpy as jnp
 
 from paradigms.core.errors import InputError
 from paradigms.core.state import PyTree
-from paradigms.reinforcement.environment import Box, Environment, Timestep, choose
+from paradigms.reinforcement.environment import (
+    Box,
+    Environment,
+    Timestep,
+    choose,
+    renewed,
+)
 
 Scalar = float | jax.Array
 
@@ -180,8 +186,7 @@ def time_limit(env: Environment, max_steps: int) -> Environment:
         done = timestep.terminated | timestep.truncated
         cut = (time >= max_steps) & ~done
         # The environment does not know that these episodes are over.
-        start = env.reset(reset_key, len(time))
-        inner, obs = choose(cut, start, (inner, timestep.obs))
+        inner, obs = renewed(cut, lambda: env.reset(reset_key, len(time)), (inner, timestep.obs))
         timestep = timestep._replace(obs=obs, truncated=timestep.truncated | cut)
         return {"env": inner, "time": jnp.where(done | cut, 0, time)}, timestep
 
