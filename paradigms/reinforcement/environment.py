@@ -10,6 +10,8 @@ import numpy as np
 from paradigms.core.errors import InputError
 from paradigms.core.state import PyTree
 
+_FEW = 16  # worlds
+
 
 class Discrete(NamedTuple):
     """Actions `0 ... n - 1`, int32."""
@@ -124,7 +126,9 @@ def choose(chosen: jax.Array, new: PyTree, old: PyTree) -> PyTree:
 
 
 def renewed(done: jax.Array, fresh: Callable[[], PyTree], old: PyTree) -> PyTree:
-    """`choose(done, fresh(), old)`, in the dtypes of `fresh()`; on a CPU made only if needed.
+    """`choose(done, fresh(), old)`, in the dtypes of `fresh()`.
+
+    On a CPU a few worlds are made anew only if one of them needs it.
 
     Args:
       done: bool `[N]`, whose episodes are over.
@@ -132,9 +136,10 @@ def renewed(done: jax.Array, fresh: Callable[[], PyTree], old: PyTree) -> PyTree
       old: the worlds as they are, likewise.
     """
     old = jax.tree.map(lambda leaf, new: leaf.astype(new.dtype), old, jax.eval_shape(fresh))
-    # Few steps end an episode. For one world a branch costs as much as what it saves; on an
-    # accelerator, and over a mesh of them, all would wait for the answer.
-    if len(done) == 1 or jax.default_backend() != "cpu":
+    # Of few worlds hardly ever one is over: four poles are played a seventh faster. One alone does
+    # not win back what a branch costs, and of many some are always over. On an accelerator, and
+    # over a mesh of them, all would wait for the answer.
+    if jax.default_backend() != "cpu" or not 1 < len(done) <= _FEW:
         return choose(done, fresh(), old)
     return jax.lax.cond(done.any(), lambda old: choose(done, fresh(), old), lambda old: old, old)
 
