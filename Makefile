@@ -1,4 +1,4 @@
-# make run        train a first network on real images, in under two minutes once installed
+# make run        train one learner of each paradigm, in two minutes once installed
 # make test       ruff, mypy and the tests; `make test-slow` runs the tests that take minutes
 # make clean      remove what can be made again; runs stay
 #
@@ -15,7 +15,7 @@ VERSION := import sys; print('%d.%d' % sys.version_info[:2])
 .PHONY: run test test-slow clean FORCE
 
 run: .venv/.done
-	$(PYTHON) -m experiments.supervised.digits_mlp $(ARGS)
+	$(PYTHON) -m experiments.quickstart $(ARGS)
 
 test: .venv/.done
 	$(PYTHON) -m ruff check .

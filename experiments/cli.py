@@ -1,12 +1,12 @@
 """From a dataclass to a command line: what every experiment's command shares."""
 
+import contextlib
 import dataclasses
 import difflib
-import functools
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -49,33 +49,59 @@ class Options:
 
 
 Config = TypeVar("Config", bound=Options)
+Parsed = TypeVar("Parsed")
 
 
 def run(main: Callable[[Config], None], config_type: type[Config]) -> None:
     """Parses the command line into a config and calls `main`; a user's mistake is one line.
 
-    The exit status is 0 after success, 2 for bad input, 3 for training that diverged, and 130 after
-    an interrupt.
+    The exit status is that of `one_line_errors`.
     """
-    import tyro
-
     module = sys.modules[main.__module__]
-    parse = functools.partial(
-        tyro.cli,
-        config_type,
-        prog=f"python -m experiments.{name_of(main).replace('/', '.')}",
-        description=module.__doc__,
-        return_unknown_args=True,
-    )
-    config, unknown = parse()
-    try:
-        _refuse(unknown, config_type)
+    name = name_of(main).replace("/", ".")
+    with one_line_errors():
+        config = parse(config_type, name, module.__doc__)
         if config.smoke:
             # What was asked for by name holds in a rehearsal too.
-            config, _ = parse(default=config.rehearsal())
+            config = parse(config_type, name, module.__doc__, default=config.rehearsal())
         prepare(config)
         _check_network(module, config)
         main(config)
+
+
+def parse(config_type: type[Parsed], name: str, description: str | None, **options: Any) -> Parsed:
+    """The command line as a dataclass.
+
+    Args:
+      config_type: the dataclass, whose fields are the options.
+      name: of the module that runs, below `experiments`.
+      description: for `--help`.
+      **options: for `tyro.cli`.
+
+    Raises:
+      InputError: an argument that is no option.
+    """
+    import tyro
+
+    config, unknown = tyro.cli(
+        config_type,
+        prog=f"python -m experiments.{name}",
+        description=description,
+        return_unknown_args=True,
+        **options,
+    )
+    _refuse(unknown, config_type)
+    return config
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Ends the process with one line where the user is to mend something.
+
+    The exit status is 2 for bad input, 3 for training that diverged, and 130 after an interrupt.
+    """
+    try:
+        yield
     except InputError as error:
         _leave(str(error), 2)
     except NonFiniteError as error:
@@ -155,7 +181,7 @@ def from_json(config_type: type[Config], values: dict[str, Any]) -> Config:
     return config_type(**restored)
 
 
-def _refuse(unknown: list[str], config_type: type[Options]) -> None:
+def _refuse(unknown: list[str], config_type: type) -> None:
     """Names the first argument that is no option, in one line with the options most like it."""
     if unknown:
         options = [f"--{name.replace('_', '-')}" for name in get_type_hints(config_type)]

@@ -282,16 +282,21 @@ def _fine_tuner(
     return accuracy
 
 
+def in_the_plane(features: np.ndarray) -> np.ndarray:
+    """Features `[N, D]` by t-SNE (van der Maaten & Hinton 2008): `[N, 2]`."""
+    from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1):  # for so few points threads wait for each other ten times as long
+        return TSNE(random_state=0, init="pca").fit_transform(features)
+
+
 def _draw_embeddings(features: np.ndarray, label: np.ndarray, path: Path) -> None:
     """Features in the plane, by principal components and by t-SNE."""
     from sklearn.decomposition import PCA
-    from sklearn.manifold import TSNE
 
-    draw_classes(
-        {
-            "principal components": PCA(2).fit_transform(features),
-            "t-SNE": TSNE(random_state=0, init="pca").fit_transform(features),
-        },
-        label,
-        path,
-    )
+    places = {
+        "principal components": PCA(2).fit_transform(features),
+        "t-SNE": in_the_plane(features),
+    }
+    draw_classes(places, label, path)

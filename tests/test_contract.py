@@ -446,10 +446,11 @@ def test_update_learns_and_advances(subject):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(metrics))
 
 
-def test_update_is_a_fixed_point_of_shapes_dtypes_and_weak_types(subject):
-    def forms(tree):
-        return jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype), leaf.weak_type), tree)
+def forms(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype), leaf.weak_type), tree)
 
+
+def test_update_is_a_fixed_point_of_shapes_dtypes_and_weak_types(subject):
     made = jax.eval_shape(subject.init, subject.case.key(0), subject.case.batch)
     updated, _ = jax.eval_shape(subject.update, made, subject.case.batch)
     assert forms(updated) == forms(made)
@@ -518,7 +519,10 @@ def start_together(subject):
     return jax.jit(transforms.seeded(case.learner).init)(keys, case.batch)
 
 
-@pytest.mark.parametrize("method", ["map", pytest.param("unroll", marks=pytest.mark.slow), "vmap"])
+@pytest.mark.parametrize(
+    "method",
+    ["map", *(pytest.param(name, marks=pytest.mark.slow) for name in ("unroll", "vmap"))],
+)
 def test_seeds_together_are_seeds_apart(subject, start_together, apart, method):
     update = jax.jit(transforms.seeded(subject.case.learner, method=method).update)
     state, metrics = host(train(update, start_together, subject.case.batch, STEPS))
@@ -531,6 +535,17 @@ def test_seeds_together_are_seeds_apart(subject, start_together, apart, method):
             assert_close(together, apart[i], 1e-5)
         else:
             assert_same(together, apart[i])
+
+
+def test_seeds_can_be_traced_side_by_side(subject):
+    """What vmap then gives is compared in a slow test, for each takes seconds to compile."""
+    case = subject.case
+    learner = transforms.seeded(case.learner, method="vmap")
+    keys = jnp.stack([case.key(i) for i in range(SEEDS)])
+    start = jax.eval_shape(learner.init, keys, case.batch)
+    state, metrics = jax.eval_shape(learner.update, start, case.batch)
+    assert forms(state) == forms(start)
+    assert all(mean.count.shape[:1] == (SEEDS,) for mean in metrics.values())
 
 
 def test_a_run_resumes_to_the_last_bit(subject, tmp_path):

@@ -1,4 +1,4 @@
-"""A multilayer perceptron learns scikit-learn's 8x8 digits in seconds. The job of `make run`.
+"""A multilayer perceptron learns scikit-learn's 8x8 digits in seconds.
 
 There is no published number for this split; the floors on the same protocol are logistic
 regression with 97.0 % and 5 nearest neighbours with 98.1 % (stratified 1,297/500 splits, seeds 0

@@ -3,14 +3,14 @@
 import itertools
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from paradigms.core.errors import InputError
-from paradigms.core.record import WRITING, Curve, explained, half_width
+from paradigms.core.record import Curve, half_width, write_whole
 
 # Blue for what is trained on, warm colours for what is held out; all told apart by colour-blind
 # readers. A metric that belongs to no stage is drawn in grey.
@@ -273,7 +273,7 @@ def _figure(size: tuple[float, float], what: str) -> Any:
 
 
 def _save_figure(figure: Any, path: Path) -> None:
-    _replace(path, lambda writing: figure.savefig(writing, format="png"))
+    write_whole(path, lambda writing: figure.savefig(writing, format="png"))
 
 
 def _save_pixels(pixels: np.ndarray, path: Path) -> None:
@@ -282,14 +282,7 @@ def _save_pixels(pixels: np.ndarray, path: Path) -> None:
     except ImportError:
         logging.getLogger(__name__).warning("the images are not drawn: matplotlib is missing")
         return
-    _replace(path, lambda writing: imsave(writing, pixels, format="png"))
-
-
-def _replace(path: Path, write: Callable[[Path], None]) -> None:
-    writing = path.with_name(path.name + WRITING)
-    with explained(f"cannot write {path}"):
-        write(writing)
-        writing.replace(path)
+    write_whole(path, lambda writing: imsave(writing, pixels, format="png"))
 
 
 def _panels(titles: Sequence[str], what: str) -> tuple[Any, list[Any]]:

@@ -11,7 +11,7 @@ import math
 import os
 import platform
 import subprocess
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -107,7 +107,7 @@ class Run:
                 if resumed:
                     _check_same(directory, json.loads(text), {*_PATHS, *ignored})
                 else:
-                    _write_whole(config_file, text)
+                    write_whole(config_file, lambda file: file.write_text(text))
         except BaseException:
             os.close(lock)
             raise
@@ -187,7 +187,7 @@ class Run:
                 os.close(self._metrics)
                 self._metrics = None
             if kept.getvalue():
-                _write_whole(path, _COLUMNS + kept.getvalue())
+                write_whole(path, lambda file: file.write_text(_COLUMNS + kept.getvalue()))
             else:
                 path.unlink()
 
@@ -207,8 +207,7 @@ class Run:
           InputError: it holds what JSON does not know (NaN too), or cannot be written.
         """
         text = _dump(summary, "the summary")
-        with explained(f"cannot write {self.directory / _SUMMARY}"):
-            _write_whole(self.directory / _SUMMARY, text)
+        write_whole(self.directory / _SUMMARY, lambda file: file.write_text(text))
 
     def summary(self) -> dict[str, Json]:
         """The summary of a finished run.
@@ -289,6 +288,28 @@ def summarise(values: Mapping[str, Sequence[float]]) -> dict[str, dict[str, Json
             middle, around = interquartile_mean(array)
             summary[name] |= {"iqm": middle, "iqm_interval": around}
     return summary
+
+
+def write_whole(path: Path, save: Callable[[Path], Any]) -> None:
+    """Writes a file so that it is never seen half written, even after a power cut.
+
+    Args:
+      path: of the file.
+      save: writes it, at the path that it is given.
+
+    Raises:
+      InputError: it cannot be written.
+    """
+    writing = path.with_name(path.name + WRITING)
+    with explained(f"cannot write {path}"):
+        try:
+            save(writing)
+            with writing.open("rb+") as file:
+                os.fsync(file.fileno())
+            writing.replace(path)
+        except OSError:
+            writing.unlink(missing_ok=True)
+            raise
 
 
 def half_width(values: np.ndarray) -> Any:
@@ -441,20 +462,6 @@ def _load(path: Path, missing: str) -> dict[str, Json]:
             raise InputError(f"{missing}: there is no {path}") from None
         except ValueError as error:
             raise InputError(f"{path} is damaged: {error}") from error
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Writes a file so that it is never seen half written, even after a power cut."""
-    writing = path.with_name(path.name + WRITING)
-    try:
-        with writing.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        writing.replace(path)
-    except OSError:
-        writing.unlink(missing_ok=True)
-        raise
 
 
 def _rows(path: Path) -> Iterator[tuple[int, int, str, str]]:

@@ -3,13 +3,13 @@
 import colorsys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from paradigms.core.errors import InputError, MissingExtraError
-from paradigms.core.record import WRITING, explained
+from paradigms.core.record import write_whole
 from paradigms.core.state import TrainState, fold_name
 from paradigms.reinforcement.agent import Agent
 from paradigms.reinforcement.environment import Environment
@@ -134,10 +134,10 @@ def draw_rollout(
     gap = np.full((len(frames[0]), _GAP, 3), 255, np.uint8)
     strip = np.concatenate([part for i in chosen for part in (gap, frames[i])][1:], axis=1)
     still, animation = _with_suffix(path, ".png"), _with_suffix(path, ".gif")
-    _write(still, lambda file: Image.fromarray(strip).save(file, "png"))
+    write_whole(still, lambda file: Image.fromarray(strip).save(file, "png"))
     first, *rest = map(Image.fromarray, frames)
     milliseconds = round(1000 / frames_per_second)
-    _write(
+    write_whole(
         animation,
         lambda file: first.save(
             file, "gif", save_all=True, append_images=rest, duration=milliseconds, loop=0
@@ -200,18 +200,10 @@ def _draw_curves(episode: Episode, path: Path) -> Path:
         axes.grid(True, color="#e6e6e6", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlabel("step")
-    _write(path, lambda file: figure.savefig(file, format="png"))
+    write_whole(path, lambda file: figure.savefig(file, format="png"))
     return path
 
 
 def _with_suffix(path: Path, suffix: str) -> Path:
     # Not `Path.with_suffix`, which would cut "CartPole-v1.2" short.
     return path.with_name(path.name + suffix)
-
-
-def _write(path: Path, save: Callable[[Path], Any]) -> None:
-    """Writes a file that is whole as soon as it is there."""
-    writing = path.with_name(path.name + WRITING)
-    with explained(f"cannot write {path}"):
-        save(writing)
-        writing.replace(path)

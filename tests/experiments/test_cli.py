@@ -21,14 +21,6 @@ from paradigms.core.record import Run
 TINY = ("--steps", "2", "--evaluate-every", "2", "--seeds", "0", "--width", "4")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 @pytest.fixture(autouse=True)
 def offline(tmp_path, monkeypatch):
     """Nothing outside the temporary folder is read or written, and nothing is downloaded."""

@@ -11,13 +11,11 @@ from experiments import catalogue
 
 # What `make test` rehearses, something of every paradigm; `make test-slow` takes the others.
 QUICK = {
-    "reinforcement/dqn_cartpole",
     "reinforcement/ppo_cartpole",
     "self_supervised/simclr_digits",
     "semi_supervised/fixmatch_digits",
     "supervised/digits_mlp",
     "unsupervised/ae_digits",
-    "unsupervised/linear_ae_pca",
 }
 # What the first held-out metric of these that there is must gain in a rehearsal, or lose where less
 # is better.

@@ -1,0 +1,273 @@
+"""Five ways of learning through one loop, in two minutes on two CPU cores. The job of `make run`.
+
+A classifier, a variational autoencoder, SimCLR and FixMatch learn scikit-learn's 8x8 digits, and
+PPO balances a pole: five experiments of this folder, cut short. Each is judged on data, or in
+worlds, that it has not learnt from, before and after. runs/quickstart has `summary.json`,
+`quickstart.png` and a run directory for each; run again, it resumes.
+
+  python -m experiments.quickstart
+"""
+
+import contextlib
+import io
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from experiments import cli, frozen, images
+from experiments.prediction import load
+from experiments.reinforcement import ppo_cartpole
+from experiments.report import print_table
+from experiments.self_supervised import simclr_digits
+from experiments.semi_supervised import fixmatch_digits
+from experiments.supervised import digits_mlp
+from experiments.unsupervised import vae_digits
+from paradigms import data
+from paradigms.core.errors import InputError
+from paradigms.core.record import environment, read_metrics, read_summary, write_whole
+
+_PICTURED = 500  # test digits whose features are drawn
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of the quickstart."""
+
+    seed: int = 0
+    """Of all five."""
+    run_dir: Path = Path("runs/quickstart")
+    """Where everything goes."""
+
+
+class Part(NamedTuple):
+    """One paradigm's learner.
+
+    Attributes:
+      paradigm: its name, and that of its run directory.
+      learner: what learns.
+      metric: what is told of it, as its summary calls it.
+      unit: of the metric.
+      main: of the experiment.
+      config: its options.
+    """
+
+    paradigm: str
+    learner: str
+    metric: str
+    unit: str
+    main: Callable[[Any], None]
+    config: cli.Options
+
+
+def parts(config: Config) -> list[Part]:
+    """The five, in the order in which they run."""
+    found = [
+        Part(
+            "supervised",
+            "classifier",
+            "accuracy",
+            "of digits right",
+            digits_mlp.main,
+            digits_mlp.Config(steps=1000),
+        ),
+        Part(
+            "unsupervised",
+            "VAE",
+            "log_likelihood",
+            "nats",
+            vae_digits.main,
+            vae_digits.Config(steps=4000, evaluate_every=1000),
+        ),
+        Part(
+            "self_supervised",
+            "SimCLR",
+            "few_label_probe",
+            "right by a probe with 40 labels",
+            simclr_digits.main,
+            simclr_digits.Config(steps=150, evaluate_every=75),
+        ),
+        Part(
+            "semi_supervised",
+            "FixMatch",
+            "accuracy",
+            "right after 40 labels",
+            fixmatch_digits.main,
+            fixmatch_digits.Config(
+                steps=1500, evaluate_every=250, convolutional=False, learning_rate=0.1
+            ),
+        ),
+        Part(
+            "reinforcement",
+            "PPO",
+            "return",
+            "steps of at most 500",
+            ppo_cartpole.main,
+            ppo_cartpole.Config(steps=240, evaluate_every=40),
+        ),
+    ]
+    return [
+        part._replace(
+            config=replace(
+                part.config, seeds=(config.seed,), run_dir=config.run_dir / part.paradigm
+            )
+        )
+        for part in found
+    ]
+
+
+def main(config: Config) -> None:
+    """Trains the five, one after the other; ends with a table and a picture."""
+    if not 0 <= config.seed < 2**32:
+        raise InputError(f"--seed {config.seed}: expected a number from 0 to 2**32 - 1")
+    started = environment()
+    rows = [_row(part) for part in parts(config)]
+    print_table(
+        ("paradigm", "learner", "metric", "before", "after", "seconds"),
+        [
+            (row["paradigm"], row["learner"], f"{row['metric']} ({row['unit']})")
+            + (f"{row['before']:.4g}", f"{row['after']:.4g}", _shown(row["seconds"]))
+            for row in rows
+        ],
+    )
+    picture = config.run_dir / "quickstart.png"
+    draw(config, picture)
+    summary = {"seed": config.seed, "parts": rows, "environment": started}
+    write_whole(
+        config.run_dir / "summary.json", lambda file: file.write_text(json.dumps(summary, indent=2))
+    )
+    print(picture)
+
+
+def _row(part: Part) -> dict[str, Any]:
+    """Trains one part, and what is told of it."""
+    directory = part.config.run_dir
+    assert directory is not None
+    begin = time.perf_counter()
+    print(f"{part.paradigm}: {part.learner}", flush=True)
+    with contextlib.redirect_stdout(io.StringIO()) as said:  # one table is enough
+        part.main(part.config)
+    trained = "is finished:" not in said.getvalue()
+    seconds = time.perf_counter() - begin
+    few_labels = directory / "few_labels"
+    whole = read_summary(few_labels if few_labels.exists() else directory)
+    row = {
+        **{name: getattr(part, name) for name in ("paradigm", "learner", "metric", "unit")},
+        "before": whole["before"][f"validation/{part.metric}"][0],
+        "after": whole["metrics"][f"test/{part.metric}"]["mean"],
+        "seconds": seconds if trained else None,
+    }
+    if few_labels.exists():
+        row["labels_alone"] = read_summary(directory)["metrics"]["labels_alone/accuracy"]["mean"]
+    return row
+
+
+def draw(config: Config, path: Path) -> None:
+    """One picture of all: what each has learnt."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 7.6), dpi=130, layout="constrained", facecolor="white")
+    grid = figure.add_gridspec(2, 6)
+    places = [grid[0, 0:2], grid[0, 2:4], grid[0, 4:5], grid[0, 5:6], grid[1, 0:3], grid[1, 3:6]]
+    panels = [figure.add_subplot(place) for place in places]
+    test = data.digits("test")
+    _confusion(panels[0], config.run_dir / "supervised", test)
+    _generated(panels[1], config.run_dir / "unsupervised")
+    _embeddings(panels[2:4], config.run_dir / "self_supervised", test)
+    _few_labels(panels[4], config.run_dir / "semi_supervised")
+    _returns(panels[5], config.run_dir / "reinforcement")
+    write_whole(path, lambda file: figure.savefig(file, format="png"))
+
+
+def _confusion(axes: Any, directory: Path, test: dict[str, np.ndarray]) -> None:
+    said = np.asarray(load(directory)(test["image"])).argmax(-1)
+    matrix = np.zeros((10, 10))
+    np.add.at(matrix, (test["label"], said), 1)
+    axes.imshow(np.sqrt(matrix / matrix.sum(1, keepdims=True)), cmap="Blues", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(matrix):
+        if count:
+            colour = "white" if row == column else "black"
+            axes.text(column, row, int(count), ha="center", va="center", fontsize=7, color=colour)
+    axes.set_xticks(range(10), images.DIGITS)
+    axes.set_yticks(range(10), images.DIGITS)
+    axes.set_xlabel("what the classifier says", fontsize=8)
+    axes.set_ylabel("what it is", fontsize=8)
+    _title(axes, f"Supervised: {np.trace(matrix) / matrix.sum():.1%} of test digits right")
+
+
+def _generated(axes: Any, directory: Path) -> None:
+    from matplotlib.image import imread
+
+    pairs, samples = (imread(directory / f"{name}.png") for name in ("reconstructions", "samples"))
+    gap = np.ones((pairs.shape[0] // 4, *pairs.shape[1:]), pairs.dtype)
+    rows = samples[: samples.shape[0] // 2]
+    axes.imshow(np.concatenate([pairs, gap, rows]), interpolation="nearest")
+    axes.axis("off")
+    _title(axes, "Unsupervised: test digits, rebuilt; dreamt")
+
+
+def _embeddings(panels: list[Any], directory: Path, test: dict[str, np.ndarray]) -> None:
+    shown = {name: array[:_PICTURED] for name, array in test.items()}
+    trained = load(directory)
+    params, model_state = trained.net.init(jax.random.key(trained.config.seeds[0]), shown["image"])
+    untrained = trained._replace(
+        weights=jax.tree.map(
+            lambda leaf: leaf[None], {"params": params, "model_state": model_state}
+        )
+    )
+    for axes, net, title in zip(
+        panels, (untrained, trained), ("Self-supervised: before", "and after SimCLR"), strict=True
+    ):
+        points = frozen.in_the_plane(np.asarray(net(shown["image"])))
+        axes.scatter(*points.T, s=4, c=shown["label"], cmap="tab10", linewidths=0)
+        axes.axis("off")
+        _title(axes, title)
+
+
+def _few_labels(axes: Any, directory: Path) -> None:
+    for part, colour, name in (
+        ("few_labels", "#4477aa", "FixMatch, 40 labels and 1,060 digits without"),
+        ("labels_alone", "#aaaaaa", "the same 40 labels alone"),
+    ):
+        curve = read_metrics(directory / part)["validation/accuracy"]
+        axes.plot(curve.steps, curve.values[0], color=colour, label=name)
+    axes.set_ylim(0.6, 1)
+    _dress(axes, "update")
+    _title(axes, "Semi-supervised: share of validation digits right")
+
+
+def _returns(axes: Any, directory: Path) -> None:
+    curves = read_metrics(directory)
+    for name, colour, label in (
+        ("train/episode/return", "#aaaaaa", "while learning"),
+        ("validation/return", "#4477aa", "greedy, 100 episodes"),
+    ):
+        axes.plot(curves[name].steps, curves[name].values[0], color=colour, label=label)
+    axes.set_ylim(0, 510)
+    _dress(axes, "update")
+    _title(axes, "Reinforcement: steps that the pole stays up")
+
+
+def _dress(axes: Any, what: str) -> None:
+    axes.set_xlabel(what, fontsize=8)
+    axes.grid(True, color="#e6e6e6", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8, loc="lower right")
+
+
+def _title(axes: Any, text: str) -> None:
+    axes.set_title(text, loc="left", fontsize=10, fontweight="bold")
+
+
+def _shown(seconds: float | None) -> str:
+    return "earlier" if seconds is None else f"{seconds:.1f}"
+
+
+if __name__ == "__main__":
+    with cli.one_line_errors():
+        main(cli.parse(Config, "quickstart", __doc__))
