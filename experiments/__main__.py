@@ -5,7 +5,7 @@ python -m experiments run supervised/digits_mlp --steps 100  one of them, with i
 python -m experiments compare RUN_DIR RUN_DIR...             their metrics and curves together
 python -m experiments reproduce NAME                         a published result, once more
 python -m experiments publish RUN_DIR [--as NAME]            keeps a finished run as our result
-python -m experiments report [--check]                       writes the table in README.md
+python -m experiments report [--check]                       writes the tables in README.md
 """
 
 import argparse
@@ -13,7 +13,7 @@ import runpy
 import sys
 from pathlib import Path
 
-from experiments import catalogue, comparison, report
+from experiments import catalogue, comparison, report, speed
 from paradigms.core.errors import InputError
 
 
@@ -32,7 +32,7 @@ def main() -> None:
     publish.add_argument("run_dir", type=Path)
     publish.add_argument("--as", dest="result", metavar="NAME")
     publish.add_argument("--replace", action="store_true", help="write over an earlier result")
-    readme = commands.add_parser("report", help="write the table of results in README.md")
+    readme = commands.add_parser("report", help="write the tables in README.md")
     readme.add_argument("--check", action="store_true", help="only tell whether it is current")
     compare = commands.add_parser("compare", help="lay runs beside each other")
     compare.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN_DIR")
@@ -71,7 +71,8 @@ def _run(name: str, options: list[str]) -> None:
 
 def _report(check: bool) -> None:
     before = report.README.read_text() if report.README.exists() else ""
-    after = report.inserted(before, report.markdown(catalogue.all_claims()))
+    after = report.inserted(before, report.markdown(catalogue.all_claims()), "results")
+    after = report.inserted(after, speed.markdown(), "speed")
     if check and after != before:
         print("README.md is not current: run `python -m experiments report`", file=sys.stderr)
         sys.exit(1)

@@ -9,7 +9,6 @@ from experiments.catalogue import ROOT, Claim
 from paradigms.core.errors import InputError
 
 README = ROOT.parent / "README.md"
-BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 
 _HEADER = (
     "experiment",
@@ -64,17 +63,23 @@ def markdown(claims: Sequence[Claim]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
-def inserted(text: str, table: str) -> str:
-    """`text` with `table` in place of what is between the markers.
+def inserted(text: str, table: str, name: str) -> str:
+    """`text` with `table` in place of what is between the markers of that name.
 
     Raises:
       InputError: there is not one pair of markers.
     """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end) or BEGIN in after or END in after:
-        raise InputError(f"README.md: expected one line {BEGIN} and after it one line {END}")
-    return f"{before}{BEGIN}\n{table}{END}{after}"
+    opening, closing = markers(name)
+    before, begin, rest = text.partition(opening)
+    _, end, after = rest.partition(closing)
+    if not (begin and end) or opening in after or closing in after:
+        raise InputError(f"README.md: expected one line {opening} and after it one line {closing}")
+    return f"{before}{opening}\n{table}{closing}{after}"
+
+
+def markers(name: str) -> tuple[str, str]:
+    """The lines between which a table stands."""
+    return f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
 
 
 def _row(claim: Claim) -> list[str]:

@@ -9,8 +9,11 @@ import sys
 import pytest
 
 from experiments import __main__ as command
-from experiments import catalogue, report
+from experiments import catalogue, report, speed
 from paradigms.core.errors import InputError
+
+BEGIN, END = report.markers("results")
+SPEED_BEGIN, SPEED_END = report.markers("speed")
 
 
 @pytest.fixture
@@ -18,7 +21,9 @@ def results(tmp_path, monkeypatch):
     """An empty folder of results, and a README with nothing between its markers."""
     monkeypatch.setattr(catalogue, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(report, "README", tmp_path / "README.md")
-    (tmp_path / "README.md").write_text(f"above\n{report.BEGIN}\nold\n{report.END}\nbelow\n")
+    (tmp_path / "README.md").write_text(
+        f"above\n{BEGIN}\nold\n{END}\nbelow\n{SPEED_BEGIN}\n{SPEED_END}\nend\n"
+    )
     return tmp_path / "results"
 
 
@@ -225,10 +230,11 @@ def test_the_table_begins_with_what_was_missed(run, results):
     assert run("report")[0] == 0
     assert run("report", "--check")[0] == 0
     text = report.README.read_text()
-    assert text.startswith(f"above\n{report.BEGIN}\n| experiment | metric |")
-    assert text.endswith(f"|\n{report.END}\nbelow\n")
+    assert text.startswith(f"above\n{BEGIN}\n| experiment | metric |")
+    assert f"|\n{END}\nbelow\n{SPEED_BEGIN}\n| what | ours |" in text
+    assert text.endswith(f"|\n{SPEED_END}\nend\n")
     assert "old" not in text
-    missed, reached, *others = rows(text)
+    missed, reached, *others = rows(text.partition(END)[0])
     assert missed == [
         *("cifar10_resnet20", "test/accuracy", "0.9125 (He et al. 2016, table 6)", "0.7", "1"),
         *("2 x H100", "", "unknown", "`python -m experiments.supervised.cifar10_resnet20`"),
@@ -241,11 +247,41 @@ def test_the_table_begins_with_what_was_missed(run, results):
 
 @pytest.mark.parametrize(
     "text",
-    ["", report.BEGIN, f"{report.END}{report.BEGIN}", f"{report.BEGIN}{report.END}{report.BEGIN}"],
+    ["", BEGIN, f"{END}{BEGIN}", f"{BEGIN}{END}{BEGIN}"],
 )
 def test_a_readme_without_markers_is_left_alone(text):
     with pytest.raises(InputError, match="README.md: expected"):
-        report.inserted(text, "table")
+        report.inserted(text, "table", "results")
+
+
+def test_speeds_below_their_aim_come_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(speed, "FOLDER", tmp_path)
+    monkeypatch.setattr(speed, "SPEEDS", [one for one in speed.SPEEDS if one.file != "agents"])
+    common = {"command": "python -m it", "environment": {"cpu_count": 2}}
+
+    def beside_torch(eager, compiled):
+        modes = {"torch_eager": {"speedup": eager}, "torch_compiled": {"speedup": compiled}}
+        return {"modes": {"paradigms": {"speedup": 1.0}, **modes}, **common}
+
+    modes = {"fixmatch_with_views": {"of_passes": 1.2}}
+    for name, results in {
+        "vae": beside_torch(1.5, 1.4),
+        "gpt": beside_torch(1.3, 1.1),
+        "simclr": beside_torch(0.6, 0.9),
+        "fixmatch": {"modes": modes, **common},
+    }.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(results))
+    # PyTorch in the faster of its modes; without an aim, as fast as it.
+    assert [row[:3] for row in rows(speed.markdown())] == [
+        ["character GPT, a step", "1.10 of PyTorch's speed", "at least 1.22"],
+        ["SimCLR on CIFAR-10, a step", "0.60 of PyTorch's speed", ""],
+        ["FixMatch with its views, a step", "1.20 of the time of its passes", "at most 1.1"],
+        ["VAE on MNIST, a step", "1.40 of PyTorch's speed", "at least 1.4"],
+    ]
+    for damaged in ("", "{}"):
+        (tmp_path / "gpt.json").write_text(damaged)
+        with pytest.raises(InputError, match=r"gpt.json is missing or damaged"):
+            speed.markdown()
 
 
 def test_a_file_without_a_claim_is_one_clear_line(tmp_path):
