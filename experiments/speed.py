@@ -95,7 +95,8 @@ def markdown() -> str:
     Raises:
       InputError: a result file is missing or lacks its figure.
     """
-    missed, reached = [], []
+    missed: list[tuple[str, ...]] = []
+    reached: list[tuple[str, ...]] = []
     for speed in SPEEDS:
         path = FOLDER / f"{speed.file}.json"
         try:
