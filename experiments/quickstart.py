@@ -2,8 +2,8 @@
 
 A classifier, a variational autoencoder, SimCLR and FixMatch learn scikit-learn's 8x8 digits, and
 PPO balances a pole: five experiments of this folder, cut short. Each is judged on data, or in
-worlds, that it has not learnt from, before and after. runs/quickstart has `summary.json`,
-`quickstart.png` and a run directory for each; run again, it resumes.
+worlds, that it has not learnt from: before on validation data, after on test data. runs/quickstart
+has `summary.json`, `quickstart.png` and a run directory for each; run again, it resumes.
 
   python -m experiments.quickstart
 """
@@ -214,6 +214,7 @@ def _generated(axes: Any, directory: Path) -> None:
 def _embeddings(panels: list[Any], directory: Path, test: dict[str, np.ndarray]) -> None:
     shown = {name: array[:_PICTURED] for name, array in test.items()}
     trained = load(directory)
+    # Not the weights that the run began with, but others like them.
     params, model_state = trained.net.init(jax.random.key(trained.config.seeds[0]), shown["image"])
     untrained = trained._replace(
         weights=jax.tree.map(
@@ -221,7 +222,10 @@ def _embeddings(panels: list[Any], directory: Path, test: dict[str, np.ndarray])
         )
     )
     for axes, net, title in zip(
-        panels, (untrained, trained), ("Self-supervised: before", "and after SimCLR"), strict=True
+        panels,
+        (untrained, trained),
+        ("Self-supervised: untrained", "and after SimCLR"),
+        strict=True,
     ):
         points = frozen.in_the_plane(np.asarray(net(shown["image"])))
         axes.scatter(*points.T, s=4, c=shown["label"], cmap="tab10", linewidths=0)
