@@ -1,9 +1,10 @@
 """Lists, runs and reports the experiments.
 
-python -m experiments                                        all, with published number and ours
+python -m experiments list                                   all, with published number and ours
 python -m experiments run supervised/digits_mlp --steps 100  one of them, with its own options
 python -m experiments compare RUN_DIR RUN_DIR...             their metrics and curves together
 python -m experiments reproduce NAME                         a published result, once more
+python -m experiments verify RUN_DIR                         are its checkpoints still whole?
 python -m experiments publish RUN_DIR [--as NAME]            keeps a finished run as our result
 python -m experiments report [--check]                       writes the tables in README.md
 """
@@ -13,7 +14,7 @@ import runpy
 import sys
 from pathlib import Path
 
-from experiments import catalogue, comparison, report, speed
+from experiments import catalogue, comparison, report, speed, verification
 from paradigms.core.errors import InputError
 
 
@@ -25,6 +26,7 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", title="commands")
+    commands.add_parser("list", help="list the experiments; so does no command at all")
     run = commands.add_parser("run", help="run one experiment", prefix_chars="+")
     run.add_argument("name")
     run.add_argument("options", nargs=argparse.REMAINDER)
@@ -42,6 +44,8 @@ def main() -> None:
     )
     again.add_argument("name", help="of the result; options behind it go to the experiment")
     again.add_argument("--run-dir", type=Path, help="by default runs/reproduced/NAME")
+    verify = commands.add_parser("verify", help="compare checkpoints with what was written")
+    verify.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     arguments, others = parser.parse_known_args()
     if others and arguments.command != "reproduce":
         parser.error(f"unrecognized arguments: {' '.join(others)}")
@@ -54,6 +58,8 @@ def main() -> None:
             comparison.compare(arguments.run_dirs, arguments.picture)
         elif arguments.command == "reproduce":
             sys.exit(comparison.reproduce(arguments.name, others, arguments.run_dir))
+        elif arguments.command == "verify":
+            sys.exit(verification.verify(arguments.run_dir))
         elif arguments.command == "report":
             _report(arguments.check)
         else:

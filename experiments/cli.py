@@ -17,7 +17,7 @@ from paradigms.core.errors import InputError, NonFiniteError
 _ROOT = Path(__file__).parent
 
 # Options that say where and how to look, not what is computed: a run may change them and resume.
-FREE = ("run_dir", "data_dir", "mesh", "debug")
+FREE = ("run_dir", "data_dir", "mesh", "debug", "track")
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,8 @@ class Options:
     """What the network computes in; parameters, losses and metrics stay float32."""
     debug: bool = False
     """Runs without jit and stops at the operation that first produces a NaN."""
+    track: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Services that get the metrics too, besides metrics.csv; each is an extra to install."""
 
     def rehearsal(self) -> "Options":
         """The values that `--smoke` takes in place of these."""
@@ -168,8 +170,8 @@ def from_json(config_type: type[Config], values: dict[str, Any]) -> Config:
       InputError: the fields are not those of `config_type`.
     """
     fields = get_type_hints(config_type)
-    if set(values) != set(fields):
-        differing = sorted(set(values) ^ set(fields))
+    differing = sorted(set(values) ^ set(fields))
+    if set(differing) - set(FREE):
         raise InputError(
             f"config.json is of another version of this experiment: it differs in {differing}"
         )
@@ -177,7 +179,7 @@ def from_json(config_type: type[Config], values: dict[str, Any]) -> Config:
         name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
     }
     for name in ("run_dir", "data_dir"):
-        restored[name] = None if values[name] is None else Path(values[name])
+        restored[name] = None if values.get(name) is None else Path(values[name])
     return config_type(**restored)
 
 

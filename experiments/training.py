@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import cli
+from experiments import cli, trackers
 from nets.net import Net
 from paradigms.core import metrics as metrics_lib
 from paradigms.core.checkpoint import Checkpoints
 from paradigms.core.errors import InputError
 from paradigms.core.learner import Learner, Metrics
-from paradigms.core.loop import Every, LiveSource, evaluator, fit, jit_is_on
+from paradigms.core.loop import Every, LiveSource, evaluator, fit, jit_is_on, step_of
 from paradigms.core.mesh import make_mesh, parse_mesh, replicate, shard_state
 from paradigms.core.metrics import Mean, Means
 from paradigms.core.pictures import draw_curves
@@ -178,6 +178,7 @@ def train(
     Returns:
       The summary, as in `summary.json`.
     """
+    trackers.check(config)
     started = environment()  # before hours pass in which the source may change
     with open_run(main, config, part) as run:
         if run.finished:
@@ -215,9 +216,10 @@ def _train(
         data, state = replicate(data, mesh), shard_state(state, mesh)
 
     checkpoints = Checkpoints(run.directory / "checkpoints")
-    step = checkpoints.latest() or 0
+    if checkpoints.steps():
+        state = checkpoints.restore(state)
+    step = step_of(state)
     if step:
-        state = checkpoints.restore(state, step)
         print(f"resuming {run.directory} at step {step}", file=sys.stderr)
     run.rewind(step or -1)
 
@@ -231,7 +233,10 @@ def _train(
     evaluate_validation = None if task.validation is None else task.validation()
     evaluation_key = jax.random.key(0)
 
-    with Progress(config.steps, step) as progress:
+    with (
+        trackers.tracking(config, run.directory, step) as track,
+        Progress(config.steps, step) as progress,
+    ):
 
         def evaluate(step: int, metrics: Metrics, state: TrainState) -> None:
             values = {f"train/{k}": v for k, v in _per_run(metrics, task.derive).items()}
@@ -239,6 +244,7 @@ def _train(
                 held_out = _per_run(evaluate_validation(state, evaluation_key), task.derive)
                 values |= {f"validation/{k}": v for k, v in held_out.items()}
             run.log(step, values)
+            track(step, values)
             shown = [f"validation/{task.headline}", f"train/{task.headline}", "train/loss"]
             progress.report(step, {k: float(np.mean(values[k])) for k in shown if k in values})
             checkpoints.save(step, state)
@@ -403,8 +409,7 @@ def _last_good(checkpoints: Checkpoints) -> str:
 
 def _save_net(directory: Path, task: Task, state: TrainState) -> None:
     """Keeps the weights that evaluation used, for `experiments.load`."""
-    step = int(np.asarray(state.step).flat[0])  # a sweep adds an axis
-    Checkpoints(directory / "net", keep=1).save(step, task.weights(state))
+    Checkpoints(directory / "net", keep=1).save(step_of(state), task.weights(state))
 
 
 def _before(run: Run) -> dict[str, list[float | None]]:

@@ -6,31 +6,59 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from paradigms.core import digests
 from paradigms.core.errors import InputError
 from paradigms.core.state import PyTree
+
+# 1 had no digests.
+_FORMAT = 2
 
 # What is being written, replaced or deleted lives in this folder beside the steps and enters or
 # leaves the directory by one rename. Whatever a killed process left here is rubbish.
 _UNFINISHED = "unfinished"
 
+# Behind it the step of a checkpoint that was found to be damaged: kept, but no longer one of them.
+_SET_ASIDE = "damaged-"
+
 # Metadata and rounding up to whole blocks, on top of the arrays themselves.
 _OVERHEAD_BYTES = 2**20
+
+
+class Verdict(NamedTuple):
+    """What became of a checkpoint on disk.
+
+    Attributes:
+      step: its step.
+      damage: what is wrong with it, in a few words; None where nothing is known to be.
+      verified: whether its files were compared with what was written. Those of the first format,
+        which has no digests, cannot be.
+    """
+
+    step: int
+    damage: str | None
+    verified: bool
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 class Checkpoints:
     """The checkpoints of one run, written with Orbax: one folder per step, newest last.
 
-    A folder `<directory>/<step>` holds the arrays of the state (typed keys as their key data), and
-    a manifest with the path, shape and dtype of every leaf. It appears by a rename, so a process
+    A folder `<directory>/<step>` holds the arrays of the state (typed keys as their key data), a
+    manifest with the path, shape and dtype of every leaf, and last the digests of all of its files,
+    for a flipped bit would otherwise be restored as it is. It appears by a rename, so a process
     that is killed while it saves leaves the older checkpoints as they were. One process (or one
     group of `jax.distributed` processes) may write to a directory at a time.
 
@@ -38,13 +66,17 @@ class Checkpoints:
       directory: made at the first save.
       keep: how many of the newest checkpoints to keep, at least 1. While one is being saved,
         `keep + 1` are on disk.
+      tell: gets the line that says that a damaged checkpoint was passed over.
     """
 
-    def __init__(self, directory: Path, keep: int = 2) -> None:
+    def __init__(
+        self, directory: Path, keep: int = 2, tell: Callable[[str], None] = _to_stderr
+    ) -> None:
         if keep < 1:
             raise InputError(f"keep is {keep}: at least 1 checkpoint must be kept")
         self.directory = Path(directory).absolute()
         self.keep = keep
+        self._tell = tell
         self._checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
 
     def steps(self) -> list[int]:
@@ -60,8 +92,12 @@ class Checkpoints:
         return sorted(int(entry.name) for entry in entries if entry.name.isdecimal())
 
     def latest(self) -> int | None:
-        """The newest whole checkpoint, or None where there is none."""
+        """The newest checkpoint, or None where there is none."""
         return max(self.steps(), default=None)
+
+    def verify(self) -> list[Verdict]:
+        """Reads every checkpoint and compares it with what was written, the oldest first."""
+        return [self._verdict(step) for step in self.steps()]
 
     def save(self, step: int, state: PyTree) -> None:
         """Writes `state` and returns when it is on disk; an older one of the same step is replaced.
@@ -76,7 +112,7 @@ class Checkpoints:
         """
         state = jax.block_until_ready(jax.tree.map(jnp.asarray, state))
         leaves = _by_path(state)
-        manifest = {"step": int(step), "leaves": _describe(state)}
+        manifest = {"step": int(step), "format": _FORMAT, "leaves": _describe(state)}
         items = {path: _as_data(leaf) for path, leaf in leaves.items() if leaf.size}
         needed = sum(item.nbytes for item in items.values()) + _OVERHEAD_BYTES
         unfinished = self.directory / _UNFINISHED
@@ -93,6 +129,7 @@ class Checkpoints:
                     ),
                 )
             if _writes():
+                digests.write(unfinished / "new")
                 self._publish(unfinished / "new", step)
                 self._prune()
                 _remove(unfinished)
@@ -117,7 +154,8 @@ class Checkpoints:
             a struct with a sharding, comes back with the same sharding; any other as a fresh
             uncommitted array on the default device. So a step compiled for the template needs no
             second compilation.
-          step: which checkpoint; None for the newest.
+          step: which checkpoint; None for the newest that is whole. Damaged ones that are newer are
+            told of and set aside, as folders `damaged-<step>`.
 
         Returns:
           A pytree of new arrays, each with a buffer of its own, that may be donated.
@@ -125,20 +163,9 @@ class Checkpoints:
         Raises:
           InputError: there is no such checkpoint, it is damaged, or it has another structure.
         """
-        steps = self.steps()
-        if not steps:
-            raise InputError(f"there is no checkpoint in {self.directory}")
-        step = steps[-1] if step is None else step
-        if step not in steps:
-            raise InputError(
-                f"there is no checkpoint of step {step} in {self.directory}: "
-                f"give one of {', '.join(map(str, steps))}"
-            )
+        step = self._newest_whole() if step is None else self._whole(step)
         folder = self.directory / str(step)
-        try:
-            stored = json.loads((folder / "manifest" / "metadata").read_text())["leaves"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise self._damaged(step, error) from error
+        stored = _read_manifest(folder)["leaves"]
         expected = _describe(template)
         if differences := _differences(stored, expected):
             raise InputError(
@@ -166,12 +193,59 @@ class Checkpoints:
             for path in restore_args:
                 _check(path, items[path], structs[path])
         except Exception as error:
-            raise self._damaged(step, error) from error
+            raise self._damaged(step, _reason(error)) from error
         restored = [
             _place(items.get(path), struct, stored[path]["weak_type"], shardings[path])
             for path, struct in structs.items()
         ]
         return jax.tree.unflatten(jax.tree.structure(template), restored)
+
+    def _verdict(self, step: int) -> Verdict:
+        folder = self.directory / str(step)
+        try:
+            manifest = _read_manifest(folder)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            return Verdict(step, f"its manifest: {_reason(error)}", verified=True)
+        if manifest.get("format", 1) == 1 and not (folder / digests.NAME).exists():
+            return Verdict(step, None, verified=False)
+        return Verdict(step, digests.find_damage(folder), verified=True)
+
+    def _whole(self, step: int) -> int:
+        """`step`, if there is a checkpoint of it and nothing is wrong with it."""
+        steps = self.steps()
+        if step not in steps:
+            raise InputError(
+                f"there is no checkpoint of step {step} in {self.directory}: "
+                f"give one of {', '.join(map(str, steps)) or '(none)'}"
+            )
+        if damage := self._verdict(step).damage:
+            raise self._damaged(step, damage)
+        return step
+
+    def _newest_whole(self) -> int:
+        steps = self.steps()
+        if not steps:
+            raise InputError(f"there is no checkpoint in {self.directory}")
+        damaged = []
+        for step in reversed(steps):
+            damage = self._verdict(step).damage
+            if damage is None:
+                break
+            damaged.append((step, damage))
+        else:
+            raise self._damaged(*damaged[0])
+        for newer, damage in damaged:
+            aside = self.directory / f"{_SET_ASIDE}{newer}"
+            self._tell(
+                f"the checkpoint of step {newer} in {self.directory} is damaged ({damage}): it is "
+                f"set aside as {aside.name}, and that of step {step} is taken"
+            )
+            # Where nothing may be written it stays what it is, and is passed over again.
+            with contextlib.suppress(OSError):
+                if _writes():
+                    _remove(aside)
+                    (self.directory / str(newer)).rename(aside)
+        return step
 
     def _check_space(self, step: int, needed: int) -> None:
         if shutil.disk_usage(self.directory).free < needed:
@@ -206,17 +280,24 @@ class Checkpoints:
         latest = self.latest()
         return "no checkpoint is kept" if latest is None else f"the last good one is step {latest}"
 
-    def _damaged(self, step: int, error: Exception) -> InputError:
-        older = [other for other in self.steps() if other < step]
+    def _damaged(self, step: int, damage: str) -> InputError:
+        older = [other.step for other in self.verify() if other.step < step and not other.damage]
         mend = (
-            f"remove that folder to resume from the older checkpoint of step {older[-1]}"
+            f"that of step {older[-1]} is whole: remove the folder to go on from there"
             if older
-            else "there is no older checkpoint: start again in another directory"
+            else "no older one is whole: start again in another directory"
         )
         folder = self.directory / str(step)
         return InputError(
-            f"the checkpoint of step {step} in {folder} is damaged ({_reason(error)}); {mend}"
+            f"the checkpoint of step {step} in {folder} is damaged ({damage}); {mend}"
         )
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    manifest = json.loads((folder / "manifest" / "metadata").read_text())
+    if not isinstance(manifest["leaves"], dict):
+        raise ValueError("there are no leaves in it")
+    return manifest
 
 
 def _by_path(tree: PyTree) -> dict[str, Any]:

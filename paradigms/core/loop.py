@@ -93,7 +93,7 @@ def fit(
       InputError: an interval or the number of steps is not a multiple of `steps_per_call`.
       NonFiniteError: a metric became NaN or infinite.
     """
-    start = _step_of(state)
+    start = step_of(state)
     _check_intervals(start, steps, steps_per_call, callbacks)
     if start >= steps:
         return Fitted(state, 0, 0.0, 0.0)
@@ -144,7 +144,7 @@ def fit(
         pending.append((step, packed))
         done = step + steps_per_call
         if step == start:
-            _check_first_call(_step_of(state) - start, layout, steps_per_call)
+            _check_first_call(step_of(state) - start, layout, steps_per_call)
         due = [i for i, (n, _) in enumerate(callbacks) if done % n == 0 or done == steps]
         if step == start or due or time.perf_counter() - last_fetch > _SECONDS_BETWEEN_FETCHES:
             fetch()
@@ -228,7 +228,7 @@ def _unpack(packed: np.ndarray, layout: Metrics) -> Metrics:
     )
 
 
-def _step_of(state: TrainState) -> int:
+def step_of(state: TrainState) -> int:
     """The number of updates done; runs stacked in one state march in step."""
     return int(np.asarray(state.step).flat[0])
 

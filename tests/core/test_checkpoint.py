@@ -239,27 +239,137 @@ def cut_manifest(folder):
     os.truncate(folder / "manifest" / "metadata", 20)
 
 
-@pytest.mark.parametrize(
-    "harm", [truncate, remove_array, empty_metadata, remove_manifest, cut_manifest]
-)
-def test_damage_is_one_line_that_names_the_older_checkpoint(tmp_path, harm, capfd, caplog):
-    checkpoints = Checkpoints(tmp_path)
+def remove_digests(folder):
+    (folder / "digests.json").unlink()
+
+
+def forget_format(folder):
+    """As if a bit of the word had flipped: it must not pass for the format without digests."""
+    path = folder / "manifest" / "metadata"
+    path.write_text(path.read_text().replace("format", "formau"))
+
+
+HARMS = [
+    *(truncate, remove_array, empty_metadata, remove_manifest, cut_manifest),
+    *(remove_digests, forget_format),
+]
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_damage_is_one_line_and_the_older_checkpoint_is_taken(tmp_path, harm, capfd, caplog):
+    told = []
+    checkpoints = Checkpoints(tmp_path, tell=told.append)
     for step in (10, 20):
         checkpoints.save(step, make_big_state(5000, step))
     harm(tmp_path / "20")
+    # Asked for by its step, it is refused, and nothing is moved.
     with pytest.raises(InputError) as error:
-        checkpoints.restore(make_big_state(5000))
+        checkpoints.restore(make_big_state(5000), 20)
     text = str(error.value)
     assert "\n" not in text
     assert f"checkpoint of step 20 in {tmp_path / '20'} is damaged" in text
-    assert "older checkpoint of step 10" in text
-    assert "Traceback" not in capfd.readouterr().err + caplog.text
-    # What the line says helps.
-    shutil.rmtree(tmp_path / "20")
+    assert "that of step 10 is whole" in text
+    assert checkpoints.steps() == [10, 20] and not told
+
     assert_same(checkpoints.restore(make_big_state(5000)), make_big_state(5000, 10))
-    harm(tmp_path / "10")
-    with pytest.raises(InputError, match="no older checkpoint"):
+    (line,) = told
+    assert "\n" not in line
+    assert "step 20" in line and "damaged" in line and "that of step 10 is taken" in line
+    assert "Traceback" not in capfd.readouterr().err + caplog.text
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["10", "damaged-20"]
+    # It counts no longer, and is not lost.
+    checkpoints.save(20, make_big_state(5000, 21))
+    assert checkpoints.steps() == [10, 20]
+    assert (tmp_path / "damaged-20").is_dir()
+
+    for step in (10, 20):
+        harm(tmp_path / str(step))
+    with pytest.raises(InputError, match="step 20 .* no older one is whole"):
         checkpoints.restore(make_big_state(5000))
+    assert checkpoints.steps() == [10, 20]
+
+
+def flip(path, offset):
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 1 << offset % 8
+    path.write_bytes(content)
+
+
+def test_any_damage_to_any_file_is_found_in_time(tmp_path):
+    """A bit flipped or the file cut off at five places, emptied, or removed."""
+    directory, told = tmp_path / "c", []
+    checkpoints = Checkpoints(directory, tell=told.append)
+    template, expected = make_big_state(3000), make_big_state(3000, 10)
+    for step in (10, 20):
+        checkpoints.save(step, make_big_state(3000, step))
+    shutil.copytree(directory / "20", tmp_path / "whole")
+    names = [p.relative_to(tmp_path / "whole") for p in (tmp_path / "whole").rglob("*")]
+    harms = {"removed": Path.unlink, "emptied": lambda path: path.write_bytes(b"")}
+    for share in (0, 0.25, 0.5, 0.75, 1):
+
+        def place(path, share=share):
+            return int(share * (path.stat().st_size - 1))
+
+        harms[f"flipped {share}"] = lambda path, place=place: flip(path, place(path))
+        harms[f"cut {share}"] = lambda path, place=place: os.truncate(path, place(path))
+    checked = 0
+    for name in names:
+        if not (tmp_path / "whole" / name).is_file():
+            continue
+        for what, harm in harms.items():
+            shutil.rmtree(directory / "damaged-20", ignore_errors=True)
+            shutil.copytree(tmp_path / "whole", directory / "20", dirs_exist_ok=True)
+            harm(directory / "20" / name)
+            told.clear()
+            begin = time.perf_counter()
+            restored = checkpoints.restore(template)
+            assert time.perf_counter() - begin < 5, (name, what)
+            if not told and name.name == "digests.json":  # a blank at its end, and all is whole
+                assert_same(restored, make_big_state(3000, 20))
+                continue
+            assert_same(restored, expected)
+            assert len(told) == 1, (name, what)
+            checked += 1
+    assert checked > 100
+
+
+def test_a_damaged_checkpoint_is_passed_over_where_nothing_may_be_moved(tmp_path, monkeypatch):
+    told = []
+    checkpoints = Checkpoints(tmp_path, tell=told.append)
+    for step in (10, 20):
+        checkpoints.save(step, {"x": jnp.full(3, step)})
+    remove_array(tmp_path / "20")
+
+    def fail(*_):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "rename", fail)
+    for _ in range(2):
+        assert checkpoints.restore({"x": jnp.zeros(3, jnp.int32)})["x"][0] == 10
+    assert len(told) == 2
+    assert checkpoints.steps() == [10, 20]
+
+
+FORMATS = Path(__file__).parent / "checkpoints"
+
+
+def test_checkpoints_of_every_older_format_are_read(tmp_path):
+    """`format1` was written before there were digests."""
+    shutil.copytree(FORMATS / "format1", tmp_path / "c")
+    checkpoints = Checkpoints(tmp_path / "c")
+    template = {"kernel": jnp.ones((2, 3)), "key": jax.random.key(0), "empty": jnp.ones((0, 2))}
+    expected = {
+        "kernel": jnp.arange(6.0).reshape(2, 3),
+        "key": jax.random.key(3),
+        "empty": jnp.zeros((0, 2)),
+    }
+    assert_same(checkpoints.restore(template), expected)
+    assert checkpoints.verify() == [checkpoint.Verdict(5, None, verified=False)]
+    # The next one is of the new format, beside it.
+    checkpoints.save(6, template)
+    assert checkpoints.verify()[1] == checkpoint.Verdict(6, None, verified=True)
+    cut_manifest(tmp_path / "c" / "5")
+    assert checkpoints.verify()[0].damage.startswith("its manifest")
 
 
 @pytest.fixture

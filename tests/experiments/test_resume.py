@@ -1,6 +1,7 @@
 """The same seed gives the same bits: again, alone, and after being killed."""
 
 import json
+import shutil
 import signal
 
 import numpy as np
@@ -47,6 +48,23 @@ def test_a_killed_run_ends_as_one_that_was_not(python, short, finished, tmp_path
     assert "at step 20" in resumed.stderr
     assert digests(tmp_path) == digests(finished)
     assert (tmp_path / "metrics.csv").read_bytes() == (finished / "metrics.csv").read_bytes()
+
+
+def test_a_run_goes_on_from_the_newest_checkpoint_that_is_whole(python, short, finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run" / "summary.json").unlink()
+    array = max(
+        (tmp_path / "run" / "checkpoints" / "40").rglob("*"), key=lambda p: p.stat().st_size
+    )
+    array.write_bytes(bytes(array.stat().st_size))
+    command = [*short, "--run-dir", tmp_path / "run"]
+    resumed = python("-m", "experiments.supervised.digits_mlp", *command)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "the checkpoint of step 40" in resumed.stderr and "is damaged" in resumed.stderr
+    assert "at step 20" in resumed.stderr
+    assert digests(tmp_path / "run") == digests(finished)
+    rows = (tmp_path / "run" / "metrics.csv").read_bytes()
+    assert rows == (finished / "metrics.csv").read_bytes()
 
 
 def test_each_run_is_the_run_of_its_seed_alone(python, short, finished, tmp_path):
