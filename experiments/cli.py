@@ -12,7 +12,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, TypeVar, get_type_hints
 
-from paradigms.core.errors import InputError, NonFiniteError
+from paradigms.core.errors import InputError, NonFiniteError, Stopped
+from paradigms.core.signals import EXIT_STATUS
 
 _ROOT = Path(__file__).parent
 
@@ -100,7 +101,8 @@ def parse(config_type: type[Parsed], name: str, description: str | None, **optio
 def one_line_errors() -> Iterator[None]:
     """Ends the process with one line where the user is to mend something.
 
-    The exit status is 2 for bad input, 3 for training that diverged, and 130 after an interrupt.
+    The exit status is 2 for bad input, 3 for training that diverged, 75 for a run that was stopped
+    and can go on (a scheduler may requeue it), and 130 after an interrupt.
     """
     try:
         yield
@@ -108,6 +110,8 @@ def one_line_errors() -> Iterator[None]:
         _leave(str(error), 2)
     except NonFiniteError as error:
         _leave(str(error), 3)
+    except Stopped as stopped:
+        _leave(str(stopped), EXIT_STATUS, kind="stopped")
     except OSError as error:  # a file that may not be read, a disk that is full
         _leave(f"{error.filename or 'input or output'}: {error.strerror or error}", 2)
     except KeyboardInterrupt:
@@ -200,6 +204,6 @@ def _check_network(module: ModuleType, config: Options) -> None:
         raise InputError(str(error)) from error
 
 
-def _leave(message: str, status: int) -> None:
-    print(f"error: {message}", file=sys.stderr)
+def _leave(message: str, status: int, kind: str = "error") -> None:
+    print(f"{kind}: {message}", file=sys.stderr)
     sys.exit(status)

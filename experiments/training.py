@@ -1,6 +1,7 @@
 """What every experiment does around its learner: devices, seeds, run directory, report."""
 
 import contextlib
+import json
 import math
 import shlex
 import sys
@@ -16,14 +17,15 @@ from experiments import cli, trackers
 from nets.net import Net
 from paradigms.core import metrics as metrics_lib
 from paradigms.core.checkpoint import Checkpoints
-from paradigms.core.errors import InputError
+from paradigms.core.errors import InputError, Stopped
 from paradigms.core.learner import Learner, Metrics
-from paradigms.core.loop import Every, LiveSource, evaluator, fit, jit_is_on, step_of
+from paradigms.core.loop import Every, LiveSource, Sums, evaluator, fit, jit_is_on, step_of
 from paradigms.core.mesh import make_mesh, parse_mesh, replicate, shard_state
 from paradigms.core.metrics import Mean, Means
 from paradigms.core.pictures import draw_curves
 from paradigms.core.progress import Progress
-from paradigms.core.record import Run, environment, state_sha256_per_run, summarise
+from paradigms.core.record import Run, environment, state_sha256_per_run, summarise, write_whole
+from paradigms.core.signals import StopRequest
 from paradigms.core.state import PyTree, TrainState, fold_name
 from paradigms.core.transforms import loops_are_slow, repeated, resident, run_data, seeded
 
@@ -31,6 +33,8 @@ Arrays = Mapping[str, np.ndarray]
 
 Judge = Callable[[TrainState, jax.Array], Metrics]
 """`(state, key) -> metrics` of all runs, which are the first axis of the state and the metrics."""
+
+_PENDING = "pending.json"
 
 # Long enough for the cost of a dispatch to vanish, short enough for a lively progress bar.
 _UPDATES_PER_CALL = 100
@@ -223,7 +227,7 @@ def _train(
         print(f"resuming {run.directory} at step {step}", file=sys.stderr)
     run.rewind(step or -1)
 
-    interval = math.gcd(config.steps, config.evaluate_every)
+    interval = math.gcd(config.steps, config.evaluate_every, step)
     n = 1
     if task.source is None:
         n = updates_per_call(fresh, state, data, interval, config.steps)
@@ -234,6 +238,7 @@ def _train(
     evaluation_key = jax.random.key(0)
 
     with (
+        StopRequest() as stop,
         trackers.tracking(config, run.directory, step) as track,
         Progress(config.steps, step) as progress,
     ):
@@ -260,7 +265,18 @@ def _train(
             callbacks=[Every(config.evaluate_every, evaluate)],
             on_progress=progress.advance,
             last_good=lambda: _last_good(checkpoints),
+            stop=lambda: bool(stop),
+            pending=_read_pending(run, step),
         )
+        if fitted.pending is not None:
+            step += fitted.steps
+            _write_pending(run, step, fitted.pending)
+            if checkpoints.latest() != step:
+                checkpoints.save(step, fitted.state)
+            raise Stopped(
+                f"{stop.received} at step {step} of {config.steps}: it is saved in "
+                f"{run.directory}, and the same command goes on from there"
+            )
     test = evaluate_test(fitted.state, evaluation_key)
     _save_net(run.directory, task, fitted.state)
     if task.pictures is not None:
@@ -405,6 +421,26 @@ def _last_good(checkpoints: Checkpoints) -> str:
     if latest is None:
         return "no checkpoint was kept"
     return f"the last good checkpoint is step {latest} in {checkpoints.directory}"
+
+
+def _write_pending(run: Run, step: int, sums: Sums) -> None:
+    """Keeps the metrics that no evaluation has reported yet, beside the checkpoint of `step`.
+
+    Written first: a checkpoint without them would report less than was trained.
+    """
+    text = json.dumps({"step": step, "sums": [each.tolist() for each in sums]}, allow_nan=False)
+    write_whole(run.directory / _PENDING, lambda file: file.write_text(text))
+
+
+def _read_pending(run: Run, step: int) -> Sums | None:
+    """What `_write_pending` kept of `step`; None where the checkpoint is another's."""
+    try:
+        kept = json.loads((run.directory / _PENDING).read_text())
+    except FileNotFoundError:
+        return None
+    if kept["step"] != step:
+        return None
+    return [np.asarray(each, np.float32) for each in kept["sums"]]
 
 
 def _save_net(directory: Path, task: Task, state: TrainState) -> None:

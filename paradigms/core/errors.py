@@ -21,3 +21,7 @@ class MissingExtraError(InputError):
 
 class NonFiniteError(ArithmeticError):
     """Training produced NaN or infinity; the message names the step and where to go back to."""
+
+
+class Stopped(Exception):  # noqa: N818, for it is no error
+    """A run was asked to stop and has saved what it takes to go on; the message says where."""

@@ -45,6 +45,10 @@ class Every(NamedTuple):
     callback: Callback
 
 
+Sums = list[np.ndarray]
+"""For each callback the metrics since its last call, added up and packed into one vector."""
+
+
 class Fitted(NamedTuple):
     """What `fit` gives back.
 
@@ -53,12 +57,15 @@ class Fitted(NamedTuple):
       steps: updates done by this call.
       compile_seconds: time that the compiler took.
       train_seconds: time of the loop, callbacks included, without compilation.
+      pending: where it was stopped early, what no callback has seen yet: to be handed to the call
+        that goes on. None where all updates were done.
     """
 
     state: TrainState
     steps: int
     compile_seconds: float
     train_seconds: float
+    pending: Sums | None = None
 
 
 def fit(
@@ -71,8 +78,10 @@ def fit(
     callbacks: Sequence[Every] = (),
     on_progress: Callable[[int], None] = lambda step: None,
     last_good: Callable[[], str] = lambda: "no checkpoint was kept",
+    stop: Callable[[], bool] = lambda: False,
+    pending: Sums | None = None,
 ) -> Fitted:
-    """Updates the state until it has done `steps` updates in all.
+    """Updates the state until it has done `steps` updates in all, or is asked to stop.
 
     Args:
       learner: made by `repeated` or `chunked`, so that a call does `steps_per_call` updates and
@@ -85,6 +94,9 @@ def fit(
         A call waits for the device, so intervals should span many dispatches.
       on_progress: gets the number of updates done, a few times a second, without such a wait.
       last_good: describes where to go back to, for the message when training diverges.
+      stop: asked before every dispatch whether to leave it at that.
+      pending: `Fitted.pending` of the call that this one goes on from, so that callbacks get what
+        they would have got had there been one call.
 
     Returns:
       The final state with the time it took.
@@ -97,6 +109,8 @@ def fit(
     _check_intervals(start, steps, steps_per_call, callbacks)
     if start >= steps:
         return Fitted(state, 0, 0.0, 0.0)
+    if stop():
+        return Fitted(state, 0, 0.0, 0.0, pending or [np.zeros((), np.float32) for _ in callbacks])
 
     def draw(step: int) -> Batch:
         if isinstance(source, LiveSource):
@@ -123,12 +137,12 @@ def fit(
         )
     compile_seconds = time.perf_counter() - compile_start
 
-    pending: list[tuple[int, jax.Array]] = []
-    gathered = [np.zeros((), np.float32) for _ in callbacks]
+    dispatched: list[tuple[int, jax.Array]] = []
+    gathered = list(pending or [np.zeros((), np.float32) for _ in callbacks])
 
     def fetch() -> None:
         """Brings finished metrics to the host, checks them, and adds them up for every callback."""
-        fetched = jax.device_get(pending)
+        fetched = jax.device_get(dispatched)
         if not np.isfinite([packed for _, packed in fetched]).all():
             for first_step, packed in fetched:
                 _check_finite(first_step, _unpack(packed, layout), last_good)
@@ -136,12 +150,12 @@ def fit(
         for _, packed in fetched:
             for i in range(len(callbacks)):
                 gathered[i] = gathered[i] + packed
-        pending.clear()
+        dispatched.clear()
 
     train_start = last_fetch = time.perf_counter()
     for step in range(start, steps, steps_per_call):
         state, packed = update(state, batch)
-        pending.append((step, packed))
+        dispatched.append((step, packed))
         done = step + steps_per_call
         if step == start:
             _check_first_call(step_of(state) - start, layout, steps_per_call)
@@ -154,13 +168,16 @@ def fit(
             metrics = metrics_lib.collapse(_unpack(gathered[i], layout))
             callbacks[i].callback(done, metrics, state)
             gathered[i] = np.zeros((), np.float32)
+        if stop():
+            break
         if done < steps:
             batch = draw(done)
     fetch()
-    on_progress(steps)
+    on_progress(done)
     jax.block_until_ready(state)
     train_seconds = time.perf_counter() - train_start
-    return Fitted(state, steps - start, compile_seconds, train_seconds)
+    left = gathered if done < steps else None
+    return Fitted(state, done - start, compile_seconds, train_seconds, left)
 
 
 def jit_is_on() -> bool:

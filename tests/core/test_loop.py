@@ -233,6 +233,37 @@ def test_callbacks_get_the_metrics_since_their_last_call(by_hand):
         equal(state, states[step])
 
 
+@pytest.mark.parametrize("stops", [(1, 2), (3, 4), (2, 0, 6)])
+def test_a_call_that_was_stopped_is_gone_on_with(by_hand, stops):
+    """Callbacks get what they would have got in one call, wherever it was stopped."""
+    states, _ = by_hand
+    whole, parts = [Recorder(), Recorder()], [Recorder(), Recorder()]
+    fused = repeated(RESIDENT, 1)
+
+    def every(recorders):
+        return [Every(4, recorders[0]), Every(6, recorders[1])]
+
+    fit(fused, fresh(), resident_data, steps=12, callbacks=every(whole))
+    state, pending, done = fresh(), None, 0
+    for updates in (*stops, None):
+        asked = iter(range(100))
+        fitted = fit(
+            fused,
+            state,
+            resident_data,
+            steps=12,
+            callbacks=every(parts),
+            stop=lambda asked=asked, updates=updates: next(asked) == updates,
+            pending=pending,
+        )
+        state, pending, done = fitted.state, fitted.pending, done + fitted.steps
+        assert fitted.steps == (12 - sum(stops) if updates is None else updates)
+        assert (pending is None) == (done == 12)
+        equal(state, states[done])
+    for one, other in zip(whole, parts, strict=True):
+        assert (one.steps, one.losses, one.counts) == (other.steps, other.losses, other.counts)
+
+
 def test_callbacks_are_called_in_order():
     order = []
     fit(

@@ -29,6 +29,30 @@ runpy.run_module("experiments.supervised.digits_mlp", run_name="__main__", alter
 """
 
 
+# Asks its own process to stop once so many updates are done, of five to a dispatch.
+STOPPED = """
+import os, runpy, signal, sys
+from experiments import training
+from paradigms.core import loop
+from paradigms.core.progress import Progress
+
+training._UPDATES_PER_CALL = 5
+which, steps = signal.Signals[sys.argv[1]], [int(sys.argv[2])]
+advance = Progress.advance
+
+def advance_and_ask(self, now):
+    advance(self, now)
+    if steps == [now]:
+        steps.clear()
+        os.kill(os.getpid(), which)
+
+Progress.advance = advance_and_ask
+loop._SECONDS_BETWEEN_FETCHES = 0
+sys.argv[1:] = sys.argv[3:]
+runpy.run_module("experiments.supervised.digits_mlp", run_name="__main__", alter_sys=True)
+"""
+
+
 def digests(directory):
     runs = json.loads((directory / "summary.json").read_text())["runs"]
     return [run["state_sha256"] for run in runs]
@@ -48,6 +72,26 @@ def test_a_killed_run_ends_as_one_that_was_not(python, short, finished, tmp_path
     assert "at step 20" in resumed.stderr
     assert digests(tmp_path) == digests(finished)
     assert (tmp_path / "metrics.csv").read_bytes() == (finished / "metrics.csv").read_bytes()
+
+
+def test_a_run_that_is_asked_to_stop_saves_and_goes_on(python, short, finished, tmp_path):
+    directory, whole = tmp_path / "run", tmp_path / "whole"
+    command = [*short, "--run-dir", directory]
+    for which, step in (("SIGTERM", 10), ("SIGINT", 35)):
+        stopped = python("-c", STOPPED, which, step, *command)
+        assert stopped.returncode == 75, stopped.stderr
+        line = stopped.stderr.splitlines()[-1]
+        assert line.startswith(f"stopped: {which} at step {step} of 40: it is saved in {directory}")
+        assert (directory / "checkpoints" / str(step)).is_dir()
+    resumed = python("-m", "experiments.supervised.digits_mlp", *command)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "at step 35" in resumed.stderr
+    assert digests(directory) == digests(finished)
+    # The metrics of an interval that was stopped in are those of the whole interval, if as many
+    # updates to a dispatch were added up.
+    never = python("-c", STOPPED, "SIGTERM", -1, *short, "--run-dir", whole)
+    assert never.returncode == 0, never.stderr
+    assert (directory / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
 
 
 def test_a_run_goes_on_from_the_newest_checkpoint_that_is_whole(python, short, finished, tmp_path):
