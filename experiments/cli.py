@@ -18,7 +18,7 @@ from paradigms.core.signals import EXIT_STATUS
 _ROOT = Path(__file__).parent
 
 # Options that say where and how to look, not what is computed: a run may change them and resume.
-FREE = ("run_dir", "data_dir", "mesh", "debug", "track")
+FREE = ("run_dir", "data_dir", "mesh", "debug", "track", "on_nonfinite")
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,8 @@ class Options:
     """What the network computes in; parameters, losses and metrics stay float32."""
     debug: bool = False
     """Runs without jit and stops at the operation that first produces a NaN."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What an update that gives NaN or infinity does: it stops the run, or is left out."""
     track: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Services that get the metrics too, besides metrics.csv; each is an extra to install."""
 

@@ -17,7 +17,7 @@ from experiments import cli, trackers
 from nets.net import Net
 from paradigms.core import metrics as metrics_lib
 from paradigms.core.checkpoint import Checkpoints
-from paradigms.core.errors import InputError, Stopped
+from paradigms.core.errors import InputError, NonFiniteError, Stopped
 from paradigms.core.learner import Learner, Metrics
 from paradigms.core.loop import Every, LiveSource, Sums, evaluator, fit, jit_is_on, step_of
 from paradigms.core.mesh import make_mesh, parse_mesh, replicate, shard_state
@@ -27,7 +27,14 @@ from paradigms.core.progress import Progress
 from paradigms.core.record import Run, environment, state_sha256_per_run, summarise, write_whole
 from paradigms.core.signals import StopRequest
 from paradigms.core.state import PyTree, TrainState, fold_name
-from paradigms.core.transforms import loops_are_slow, repeated, resident, run_data, seeded
+from paradigms.core.transforms import (
+    guarded,
+    loops_are_slow,
+    repeated,
+    resident,
+    run_data,
+    seeded,
+)
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -212,6 +219,8 @@ def _train(
     run: Run, config: cli.Options, task: Task, mesh: Any, started: dict[str, Any]
 ) -> dict[str, Any]:
     _check_finite(task.data)
+    if config.on_nonfinite == "skip":
+        task = task._replace(learner=guarded(task.learner))
     fresh = seeded(task.learner, data_axis=task.data_axis)
     data = jax.tree.map(jnp.asarray, task.data)
     keys = jax.vmap(jax.random.key)(jnp.asarray(config.seeds, jnp.uint32))
@@ -245,6 +254,11 @@ def _train(
 
         def evaluate(step: int, metrics: Metrics, state: TrainState) -> None:
             values = {f"train/{k}": v for k, v in _per_run(metrics, task.derive).items()}
+            if 1.0 in values.get("train/skipped", ()):
+                raise NonFiniteError(
+                    f"every update up to step {step} since the last evaluation was left out, for "
+                    f"it gave NaN or infinity: {_last_good(checkpoints)}; lower the learning rate"
+                )
             if evaluate_validation is not None:
                 held_out = _per_run(evaluate_validation(state, evaluation_key), task.derive)
                 values |= {f"validation/{k}": v for k, v in held_out.items()}

@@ -211,6 +211,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "paradigms.core.transforms.averaged": lambda: Case(
         transforms.averaged(line(), 0.9, model_state="average"), TARGETS
     ),
+    "paradigms.core.transforms.guarded": lambda: Case(transforms.guarded(line()), TARGETS),
     "paradigms.core.transforms.lookahead": lambda: Case(
         transforms.lookahead(line(), period=2), TARGETS
     ),

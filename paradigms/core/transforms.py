@@ -3,10 +3,10 @@
 They compose. `seeded(repeated(resident(learner, 128), 100), metrics_axis=1)` trains several seeds,
 each drawing its own minibatches from one data set on the device, a hundred updates to a dispatch.
 Transformations that add an axis to the state (`seeded`, `swept`) go outside those that read the
-state (`resident`, `windowed`, `averaged`, `lookahead`). `repeated` and `chunked` may go inside of
-them or outside, with the same bits. Inside is the faster where runs take turns ("map"), for a run's
-state is then copied once a dispatch and not once an update, which a replay memory makes thirty
-times as slow; `metrics_axis=1` keeps the updates on the first axis of the metrics, as `fit`
+state (`resident`, `windowed`, `averaged`, `lookahead`, `guarded`). `repeated` and `chunked` may go
+inside of them or outside, with the same bits. Inside is the faster where runs take turns ("map"),
+for a run's state is then copied once a dispatch and not once an update, which a replay memory makes
+thirty times as slow; `metrics_axis=1` keeps the updates on the first axis of the metrics, as `fit`
 expects.
 """
 
@@ -20,6 +20,7 @@ from paradigms.core.ema import ema, slow_copy
 from paradigms.core.errors import InputError
 from paradigms.core.learner import Batch, Learner, Metrics
 from paradigms.core.mesh import constrain_batch
+from paradigms.core.metrics import Mean
 from paradigms.core.optimizers import Scheduled, current
 from paradigms.core.sampling import batch_indices, common_length, cycled_indices, data_key
 from paradigms.core.state import PyTree, TrainState, fold_name
@@ -337,6 +338,35 @@ def lookahead(learner: Learner, decay: Scheduled = 0.5, *, period: int = 5) -> L
         return learner.evaluate(state.replace(**state.target["lookahead"]), batch, key)
 
     return Learner(init, update, evaluate)
+
+
+def guarded(learner: Learner) -> Learner:
+    """Leaves out an update that would give NaN or infinity: the state stays as it was, a step on.
+
+    The next update draws what belongs to the next step, so that one bad batch does not end a run.
+    What lies in `world` goes on, for no environment can be stepped back. Metrics of an update that
+    was left out are absent, and `skipped` tells how many were. Choosing between two states copies
+    them, which a large replay memory makes slow.
+    """
+
+    def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        new, metrics = learner.update(state, batch)
+        looked_at = (new.params, new.opt_state, new.model_state, metrics)
+        fine = jnp.array(True)
+        for leaf in jax.tree.leaves(looked_at):
+            if jnp.issubdtype(leaf.dtype, jnp.inexact):
+                fine &= jnp.isfinite(leaf).all()
+
+        def where_fine(new: PyTree, old: PyTree) -> PyTree:
+            return jax.tree.map(lambda new, old: jnp.where(fine, new, old), new, old)
+
+        absent = jax.tree.map(jnp.zeros_like, metrics)
+        return (
+            where_fine(new, state.replace(step=new.step, world=new.world)),
+            {**where_fine(metrics, absent), "skipped": Mean.of(~fine)},
+        )
+
+    return learner._replace(update=update)
 
 
 def loops_are_slow(function: Callable[..., Any], *arguments: Any) -> bool:

@@ -9,13 +9,14 @@ import pytest
 import nets
 from paradigms.core import transforms
 from paradigms.core.errors import InputError
-from paradigms.core.learner import minimise
+from paradigms.core.learner import Learner, minimise
 from paradigms.core.metrics import Mean
 from paradigms.core.sampling import batch_indices, cycled_indices, data_key
-from paradigms.core.state import fold_name
+from paradigms.core.state import TrainState, fold_name
 from paradigms.core.transforms import (
     averaged,
     chunked,
+    guarded,
     lookahead,
     repeated,
     resident,
@@ -586,6 +587,55 @@ def test_an_average_says_what_happens_to_statistics():
     learner = averaged(line(), 1.5, model_state="live")
     with pytest.raises(InputError, match=r"must lie in \[0, 1\], not 1.5"):
         learner.update(learner.init(KEY, DATA), DATA)
+
+
+# guarded -----------------------------------------------------------------------------------------
+
+
+def test_an_update_that_gives_nan_is_left_out():
+    plain, learner = line(), guarded(line())
+    batches = [rows(i) for i in range(0, 20, 4)]
+    batches[2]["y"] = batches[2]["y"].at[1].set(jnp.nan)
+    states, metrics = loop(learner, learner.init(KEY, DATA), batches)
+    assert [float(each["skipped"].value()) for each in metrics] == [0, 0, 1, 0, 0]
+    assert [float(each["loss"].count) for each in metrics] == [1, 1, 0, 1, 1]
+    assert [int(state.step) for state in states] == [1, 2, 3, 4, 5]
+    equal(states[2], states[1].replace(step=states[2].step))
+    # What follows is what the learner does there, with the randomness of its own step.
+    expected, reported = plain.update(states[2], batches[3])
+    close(states[3], expected)
+    close(metrics[3]["loss"], reported["loss"])
+
+
+def test_a_state_that_overflows_is_left_out_though_its_loss_is_finite():
+    learner = guarded(line(1e38))
+    state = learner.init(KEY, DATA)
+    after, metrics = learner.update(state, jax.tree.map(lambda leaf: 100 * leaf, rows(0)))
+    assert metrics["skipped"].value() == 1
+    equal(after, state.replace(step=after.step))
+
+
+def test_one_run_is_left_out_and_the_others_go_on():
+    learner = seeded(guarded(line()), method="vmap", data_axis=0)
+    batch = stack([rows(0), rows(4)])
+    batch["x"] = batch["x"].at[0, 0, 0].set(jnp.inf)
+    start = learner.init(jax.random.split(KEY, 2), batch)
+    state, metrics = learner.update(start, batch)
+    np.testing.assert_array_equal(metrics["skipped"].value(), [1, 0])
+    equal(state.params["w"][0], start.params["w"][0])
+    assert (state.params["w"][1] != start.params["w"][1]).any()
+
+
+def test_worlds_are_not_stepped_back():
+    def update(state, batch):
+        world = {"t": state.world["t"] + 1}
+        state = state.replace(step=state.step + 1, params=state.params / batch, world=world)
+        return state, {"loss": Mean.of(batch)}
+
+    learner = guarded(Learner(None, update, None))
+    state = TrainState.create(KEY, jnp.ones(())).replace(world={"t": jnp.zeros(())})
+    after, _ = learner.update(state, jnp.zeros(()))
+    assert (after.params, after.world["t"], after.step) == (1, 1, 1)
 
 
 # lookahead ---------------------------------------------------------------------------------------

@@ -249,6 +249,13 @@ def test_training_that_diverges_stops_and_names_the_last_good_checkpoint(command
     assert not (tmp_path / "run" / "summary.json").exists()
 
 
+def test_updates_that_diverge_may_be_left_out_but_not_all_of_them(command, tmp_path):
+    options = (*TINY[2:], "--steps", "80", "--evaluate-every", "20", "--run-dir", "run")
+    found = command(*options, "--learning-rate", "1e30", "--on-nonfinite", "skip")
+    assert is_one_line(found, 3, "every update up to step", "was left out", "last good checkpoint")
+    assert "skipped" in (tmp_path / "run" / "metrics.csv").read_text()
+
+
 def test_an_interrupt_says_how_to_go_on(command, monkeypatch):
     def interrupt(config):
         raise KeyboardInterrupt
