@@ -356,15 +356,11 @@ def guarded(learner: Learner) -> Learner:
         for leaf in jax.tree.leaves(looked_at):
             if jnp.issubdtype(leaf.dtype, jnp.inexact):
                 fine &= jnp.isfinite(leaf).all()
-
-        def where_fine(new: PyTree, old: PyTree) -> PyTree:
-            return jax.tree.map(lambda new, old: jnp.where(fine, new, old), new, old)
-
+        old = state.replace(step=new.step, world=new.world)
         absent = jax.tree.map(jnp.zeros_like, metrics)
-        return (
-            where_fine(new, state.replace(step=new.step, world=new.world)),
-            {**where_fine(metrics, absent), "skipped": Mean.of(~fine)},
-        )
+        # Not `where`, which XLA would fuse with the update, to round in another way.
+        new, metrics = jax.lax.cond(fine, lambda: (new, metrics), lambda: (old, absent))
+        return new, {**metrics, "skipped": Mean.of(~fine)}
 
     return learner._replace(update=update)
 
