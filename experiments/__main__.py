@@ -5,6 +5,7 @@ python -m experiments run supervised/digits_mlp --steps 100  one of them, with i
 python -m experiments compare RUN_DIR RUN_DIR...             their metrics and curves together
 python -m experiments reproduce NAME                         a published result, once more
 python -m experiments verify RUN_DIR                         are its checkpoints still whole?
+python -m experiments export RUN_DIR FILE.safetensors        its weights; FILE.jax: its function
 python -m experiments publish RUN_DIR [--as NAME]            keeps a finished run as our result
 python -m experiments report [--check]                       writes the tables in README.md
 """
@@ -14,7 +15,7 @@ import runpy
 import sys
 from pathlib import Path
 
-from experiments import catalogue, comparison, report, speed, verification
+from experiments import catalogue, comparison, prediction, report, speed, verification
 from paradigms.core.errors import InputError
 
 
@@ -46,6 +47,10 @@ def main() -> None:
     again.add_argument("--run-dir", type=Path, help="by default runs/reproduced/NAME")
     verify = commands.add_parser("verify", help="compare checkpoints with what was written")
     verify.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    export = commands.add_parser("export", help="write the trained net for other programs")
+    export.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    export.add_argument("file", type=Path, metavar="FILE")
+    export.add_argument("--run", type=int, default=0, help="which of the runs, from 0")
     arguments, others = parser.parse_known_args()
     if others and arguments.command != "reproduce":
         parser.error(f"unrecognized arguments: {' '.join(others)}")
@@ -60,6 +65,8 @@ def main() -> None:
             sys.exit(comparison.reproduce(arguments.name, others, arguments.run_dir))
         elif arguments.command == "verify":
             sys.exit(verification.verify(arguments.run_dir))
+        elif arguments.command == "export":
+            prediction.export(arguments.run_dir, arguments.file, arguments.run)
         elif arguments.command == "report":
             _report(arguments.check)
         else:

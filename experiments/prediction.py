@@ -10,6 +10,7 @@ import numpy as np
 
 from experiments import catalogue, cli
 from nets.net import Net
+from paradigms.core import exchange
 from paradigms.core.checkpoint import Checkpoints
 from paradigms.core.errors import InputError
 from paradigms.core.record import read_config, read_summary
@@ -38,20 +39,54 @@ class Trained(NamedTuple):
           InputError: the inputs have another shape or dtype than those of the training data, or
             there is no such run.
         """
-        runs = len(jax.tree.leaves(self.weights)[0])
-        if not 0 <= run < runs:  # jax would take the last one
-            raise InputError(f"there is no run {run}: the directory holds {runs}, counted from 0")
+        weights = self.of(run)
         inputs = np.asarray(inputs)
         if inputs.shape[1:] != self.example.shape[1:] or inputs.dtype != self.example.dtype:
             raise InputError(
                 f"inputs are {inputs.dtype} {inputs.shape}: this net was trained on "
                 f"{self.example.dtype} [B, {', '.join(map(str, self.example.shape[1:]))}]"
             )
-        weights = jax.tree.map(lambda leaf: leaf[run], self.weights)
         output, _ = jax.jit(self.net.apply)(
             weights["params"], weights["model_state"], jnp.asarray(inputs)
         )
         return output
+
+    def of(self, run: int) -> dict[str, PyTree]:
+        """The weights of run number `run` alone.
+
+        Raises:
+          InputError: there is no such run.
+        """
+        runs = len(jax.tree.leaves(self.weights)[0])
+        if not 0 <= run < runs:  # jax would take the last one
+            raise InputError(f"there is no run {run}: the directory holds {runs}, counted from 0")
+        return jax.tree.map(lambda leaf: leaf[run], self.weights)
+
+
+def export(run_dir: Path | str, path: Path, run: int = 0) -> None:
+    """Writes the net of one run into a file.
+
+    Args:
+      run_dir: of a finished run.
+      path: ends in ".safetensors" for the weights alone, or in ".jax" for the whole function: see
+        `paradigms.core.exchange`.
+      run: number of the run, counted from 0.
+
+    Raises:
+      InputError: another suffix, no such run, or what `load` raises.
+    """
+    if path.suffix not in (".safetensors", ".jax"):
+        raise InputError(f"{path}: expected a name that ends in .safetensors or .jax")
+    trained = load(run_dir)
+    weights = trained.of(run)
+    if path.suffix == ".safetensors":
+        exchange.save_weights(weights, path)
+        return
+    exchange.save_function(
+        lambda inputs: trained.net.apply(weights["params"], weights["model_state"], inputs)[0],
+        trained.example,
+        path,
+    )
 
 
 def load(run_dir: Path | str) -> Trained:

@@ -28,7 +28,9 @@ NUMERICS = ("jax", "numpy", "optax", "chex", "flax.struct")
 RULES = {
     "nets": Rule(("jax", "numpy", "flax")),
     "paradigms": Rule(("paradigms.core",)),
-    "paradigms.core": Rule((*NUMERICS, "orbax"), lazily=("rich", "matplotlib", "scipy")),
+    "paradigms.core": Rule(
+        (*NUMERICS, "orbax"), lazily=("rich", "matplotlib", "scipy", "safetensors")
+    ),
     "paradigms.data": Rule(
         ("jax", "numpy", "chex", "paradigms.core"),
         lazily=(

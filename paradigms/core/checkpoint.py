@@ -167,9 +167,9 @@ class Checkpoints:
         folder = self.directory / str(step)
         stored = _read_manifest(folder)["leaves"]
         expected = _describe(template)
-        if differences := _differences(stored, expected):
+        if found := differences(stored, expected):
             raise InputError(
-                f"{folder} is a checkpoint of another configuration: {differences}; resume with "
+                f"{folder} is a checkpoint of another configuration: {found}; resume with "
                 "the configuration that wrote it, or use another directory"
             )
         leaves = _by_path(template)
@@ -321,7 +321,15 @@ def _describe(tree: PyTree) -> dict[str, dict[str, Any]]:
     }
 
 
-def _differences(stored: Mapping[str, Any], expected: Mapping[str, Any], shown: int = 3) -> str:
+def differences(stored: Mapping[str, Any], expected: Mapping[str, Any], shown: int = 3) -> str:
+    """In a few words where two sets of arrays differ; empty where they do not.
+
+    Args:
+      stored: by name, `{"shape": [...], "dtype": ...}` of what is in a file.
+      expected: likewise, of what should be.
+      shown: how many of the differences to name.
+    """
+
     def form(leaf: Mapping[str, Any]) -> str:
         return f"{leaf['dtype']}[{','.join(map(str, leaf['shape']))}]"
 

@@ -9,6 +9,8 @@ from experiments.prediction import load_weights
 from nets import mlp
 from paradigms import data
 from paradigms.core.errors import InputError
+from paradigms.core.exchange import load_function
+from paradigms.core.exchange import load_weights as load_weights_file
 
 
 def copy_of(finished, directory, leave_out=(), **changes):
@@ -76,3 +78,20 @@ def test_a_config_cannot_name_what_is_no_experiment(finished, tmp_path, name):
 def test_weights_of_another_net_are_refused(finished):
     with pytest.raises(InputError, match="another configuration"):
         load_weights(finished, mlp((16, 16), 10))
+
+
+def test_a_trained_net_is_exported(python, finished, tmp_path):
+    images = data.digits("test")["image"][:5]
+    trained = load(finished)
+    for name in ("net.safetensors", "net.jax"):
+        done = python("-m", "experiments", "export", finished, tmp_path / name, "--run", 1)
+        assert done.returncode == 0, done.stderr
+    weights = load_weights_file(tmp_path / "net.safetensors", trained.of(1))
+    output, _ = trained.net.apply(weights["params"], weights["model_state"], images)
+    np.testing.assert_allclose(output, trained(images, run=1), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        load_function(tmp_path / "net.jax")(images), trained(images, run=1), rtol=1e-5, atol=1e-5
+    )
+    refused = python("-m", "experiments", "export", finished, tmp_path / "net.pickle")
+    assert refused.returncode == 2
+    assert "expected a name that ends in .safetensors or .jax" in refused.stderr
