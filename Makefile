@@ -27,7 +27,7 @@ test-slow: .venv/.done
 	$(PYTHON) -m pytest -m slow $(ARGS)
 
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv build *.egg-info .cache .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # An interpreter or extras other than the ones that .venv was made with make it stale.

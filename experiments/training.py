@@ -191,13 +191,13 @@ def train(
     """
     trackers.check(config)
     started = environment()  # before hours pass in which the source may change
-    with open_run(main, config, part) as run:
+    with StopRequest() as stop, open_run(main, config, part) as run:
         if run.finished:
             return run.summary()
         mesh = make_mesh(config.mesh) if parse_mesh(config.mesh) else None
         started["device_count"] = 1 if mesh is None else mesh.size
         with jax.set_mesh(mesh) if mesh is not None else contextlib.nullcontext():
-            return _train(run, config, task, mesh, started)
+            return _train(run, config, task, mesh, started, stop)
 
 
 def directory_of(main: Callable[..., Any], config: cli.Options) -> Path:
@@ -216,7 +216,12 @@ def open_run(main: Callable[..., Any], config: cli.Options, part: str = "") -> R
 
 
 def _train(
-    run: Run, config: cli.Options, task: Task, mesh: Any, started: dict[str, Any]
+    run: Run,
+    config: cli.Options,
+    task: Task,
+    mesh: Any,
+    started: dict[str, Any],
+    stop: StopRequest,
 ) -> dict[str, Any]:
     _check_finite(task.data)
     if config.on_nonfinite == "skip":
@@ -247,7 +252,6 @@ def _train(
     evaluation_key = jax.random.key(0)
 
     with (
-        StopRequest() as stop,
         trackers.tracking(config, run.directory, step) as track,
         Progress(config.steps, step) as progress,
     ):

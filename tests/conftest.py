@@ -1,13 +1,26 @@
 """What tests of several folders share."""
 
 import gc
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 import pytest
 
 # Thousands of traced programs stay alive: walking over them takes a fifth of the tests' time.
 gc.set_threshold(100_000, 20, 50)
+
+# Compiling is three quarters of it: programs are kept for the next time, and for the processes that
+# tests start. `make clean` removes them.
+KEPT = {
+    "jax_compilation_cache_dir": str(Path(__file__).parents[1] / ".cache" / "xla"),
+    "jax_persistent_cache_min_compile_time_secs": 0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+}
+for name, value in KEPT.items():
+    jax.config.update(name, value)
+    os.environ[name.upper()] = str(value)
 
 
 @pytest.fixture

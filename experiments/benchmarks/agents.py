@@ -178,9 +178,9 @@ def hand_ppo() -> Program:
         params, opt_state, obs, world, key = carry
         key, rollout_key, shuffle_key = jax.random.split(key, 3)
 
-        def act(carry: Any, key: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
+        def act(carry: Any, keys: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
             obs, world = carry
-            act_key, step_key = jax.random.split(key)
+            act_key, step_key = keys
             logits, value = apply(params, obs)
             action = jax.random.categorical(act_key, logits)
             log_prob = jnp.take_along_axis(jax.nn.log_softmax(logits), action[:, None], -1)[:, 0]
@@ -199,7 +199,8 @@ def hand_ppo() -> Program:
             }
             return (new_obs, world), seen
 
-        (obs, world), seen = jax.lax.scan(act, (obs, world), jax.random.split(rollout_key, 128))
+        keys = jax.random.split(rollout_key, (128, 2))
+        (obs, world), seen = jax.lax.scan(act, (obs, world), keys)
         next_value = apply(params, seen["last_obs"].reshape(512, 4))[1].reshape(128, 4)
         going_on = discount * ~seen["terminated"]
         delta = seen["reward"] + going_on * next_value - seen["value"]
@@ -253,8 +254,7 @@ def hand_dqn() -> Program:
 
         def act(carry: Any, xs: Any) -> tuple[Any, dict[str, jax.Array]]:
             obs, world = carry
-            key, count = xs
-            random_key, choice_key, step_key = jax.random.split(key, 3)
+            (random_key, choice_key, step_key), count = xs
             greedy = values(params, obs[None])[0].argmax()
             random = jax.random.randint(choice_key, (), 0, 2)
             explores = jax.random.uniform(random_key) < epsilon(count)
@@ -269,7 +269,7 @@ def hand_dqn() -> Program:
             }
             return (new_obs, world), seen
 
-        keys = jax.random.split(rollout_key, 10)
+        keys = jax.random.split(rollout_key, (10, 3))
         (obs, world), seen = jax.lax.scan(act, (obs, world), (keys, count + jnp.arange(10)))
         ring = jax.tree.map(
             lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, count % slots, 0),

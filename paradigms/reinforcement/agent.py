@@ -93,14 +93,14 @@ def interact(
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         del batch
 
-        def one(world: PyTree, key: jax.Array) -> tuple[PyTree, Any]:
-            act_key, step_key = jax.random.split(key)
+        def one(world: PyTree, keys: jax.Array) -> tuple[PyTree, Any]:
+            act_key, step_key = keys
             action, extras, carry = agent.act(
                 state.replace(world=world), world["obs"], world["carry"], act_key, explore=True
             )
             env_world, timestep = env.step(step_key, world["env"], action)
             done = timestep.terminated | timestep.truncated
-            tally, ended = tallied(world, timestep.score, done)
+            tally, come_to = tallied(world, timestep.score, done)
             moved = {
                 "env": env_world,
                 "obs": timestep.obs,
@@ -116,12 +116,14 @@ def interact(
                 "truncated": timestep.truncated,
                 "final_obs": timestep.final_obs,
             }
-            return _over_devices(moved, num_envs), (constrain_batch(transition), ended)
+            return _over_devices(moved, num_envs), (constrain_batch(transition), come_to)
 
-        keys = jax.random.split(state.rng("interact"), num_steps)
-        world, (trajectory, ended) = jax.lax.scan(one, state.world, keys)
+        # Of all steps at once: a split of one key costs a CPU as much as one of a thousand.
+        keys = jax.vmap(jax.random.split)(jax.random.split(state.rng("interact"), num_steps))
+        world, (trajectory, come_to) = jax.lax.scan(one, state.world, keys)
         state, metrics = agent.learner.update(state.replace(world=world), trajectory)
-        return state, {**metrics, **episode_means(ended)}
+        done = trajectory["terminated"] | trajectory["truncated"]
+        return state, {**metrics, **episode_means(come_to, done)}
 
     def evaluate(state: TrainState, batch: Batch, key: jax.Array) -> Metrics:
         del batch
@@ -243,19 +245,19 @@ def no_tally(num_envs: int) -> PyTree:
 
 
 def tallied(world: PyTree, score: jax.Array, done: jax.Array) -> tuple[PyTree, PyTree]:
-    """Counts a step: what changes in the world, and the episodes that may have ended, `done`."""
+    """Counts a step: what changes in the world, and what the episodes have come to, `[N]` each."""
     returned, length = world["return"] + score, world["length"] + 1
     tally = {
         "steps": world["steps"] + len(done),
         "return": jnp.where(done, 0, returned),
         "length": jnp.where(done, 0, length),
     }
-    return tally, {"return": (returned, done), "length": (length, done)}
+    return tally, {"return": returned, "length": length}
 
 
-def episode_means(ended: PyTree) -> Metrics:
+def episode_means(come_to: dict[str, jax.Array], done: jax.Array) -> Metrics:
     """The metrics of the episodes that ended, from what `tallied` gave for every step."""
-    return {f"episode/{name}": Mean.of(*values) for name, values in ended.items()}
+    return {f"episode/{name}": Mean.of(values, done) for name, values in come_to.items()}
 
 
 def _over_devices(world: PyTree, num_envs: int) -> PyTree:

@@ -98,7 +98,7 @@ def batched(
         return jax.vmap(start)(jax.random.split(key, n))
 
     def step_all(key: jax.Array, world: PyTree, action: jax.Array) -> tuple[PyTree, Timestep]:
-        keys = jax.vmap(jax.random.split)(jax.random.split(key, len(action)))
+        keys = jax.random.split(key, (len(action), 2))
         moved, final_obs, reward, terminated, truncated = jax.vmap(step)(keys[:, 0], world, action)
         terminated, truncated = jnp.asarray(terminated, bool), jnp.asarray(truncated, bool)
         reward, final_obs = jnp.asarray(reward, jnp.float32), final_obs.astype(obs.dtype)

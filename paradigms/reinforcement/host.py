@@ -94,9 +94,11 @@ def hosted(agent: Agent, env: HostEnvironment, *, num_envs: int, num_steps: int)
         trajectory = constrain_batch(dict(trajectory), axis=1)
         score = trajectory.pop("score")
         done = trajectory["terminated"] | trajectory["truncated"]
-        world, ended = jax.lax.scan(lambda world, x: tallied(world, *x), state.world, (score, done))
+        world, come_to = jax.lax.scan(
+            lambda world, x: tallied(world, *x), state.world, (score, done)
+        )
         state, metrics = agent.learner.update(state.replace(world=world), trajectory)
-        return state, {**metrics, **episode_means(ended)}
+        return state, {**metrics, **episode_means(come_to, done)}
 
     def enter(state: TrainState, step: int) -> tuple[Any, Any, PyTree]:
         key = fold_name(state.key, "world")

@@ -7,7 +7,15 @@ import pytest
 import scipy.special
 
 import nets
-from nets.transformer import Block, SelfAttention, attention_of, patch_tokens, rotate, sinusoid
+from nets.transformer import (
+    Block,
+    SelfAttention,
+    attend,
+    attention_of,
+    patch_tokens,
+    rotate,
+    sinusoid,
+)
 
 KEY = jax.random.key(0)
 X = jax.random.normal(KEY, (2, 5, 8))
@@ -81,6 +89,36 @@ def test_block_against_numpy(causal, rotary, bias, masked):
     compared[1, 0] = not (masked and causal)
     np.testing.assert_allclose(y[compared], expected[compared], atol=2e-5)
     assert ("bias" in params["Dense_1"]) == ("bias" in params["LayerNorm_0"]) == bias
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_attention_is_the_same_on_every_backend(monkeypatch, causal, masked, dtype):
+    """On a CPU it is written out; elsewhere it is jax's. Who has nothing to see breaks nothing."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    shapes = ((2, 4, 2, 8), (2, 4, 2, 8), (2, 4, 2, 8))
+    given = [jax.random.normal(key, shape, dtype) for key, shape in zip(keys, shapes, strict=True)]
+    mask = jnp.arange(4)[None, None, None] < jnp.array([3, 0])[:, None, None, None]
+
+    def attended(query, key, value):
+        return attend(query, key, value, mask if masked else None, causal)
+
+    def size(*given):
+        return jnp.square(attended(*given)[:1].astype(jnp.float32)).sum()
+
+    slopes = jax.grad(size, (0, 1, 2))
+
+    ours, our_slopes = attended(*given), slopes(*given)
+    assert ours.dtype == dtype
+    assert all(np.isfinite(leaf.astype(jnp.float32)).all() for leaf in (ours, *our_slopes))
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    tolerance = 1e-5 if dtype == jnp.float32 else 2e-2
+    theirs = (attended(*given)[0], *slopes(*given))
+    for one, other in zip((ours[0], *our_slopes), theirs, strict=True):
+        np.testing.assert_allclose(
+            one.astype(jnp.float32), other.astype(jnp.float32), rtol=tolerance, atol=tolerance
+        )
 
 
 @pytest.mark.parametrize("rotary", [False, True])

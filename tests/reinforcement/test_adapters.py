@@ -56,7 +56,7 @@ def test_breakout_is_that_of_pgx():
     @jax.jit
     def step(world, action, key):
         # The environment splits its key over the worlds, and each of those for step and reset.
-        keys = jax.vmap(jax.random.split)(jax.random.split(key, 4))
+        keys = jax.random.split(key, (4, 2))
         return env.step(key, world, action), jax.vmap(theirs.step)(world, action, keys[:, 0])
 
     world, obs = jax.jit(env.reset, static_argnums=1)(jax.random.key(0), 4)
