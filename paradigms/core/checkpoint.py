@@ -4,12 +4,14 @@ import contextlib
 import errno
 import json
 import logging
+import math
 import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +20,17 @@ import orbax.checkpoint as ocp
 
 from paradigms.core import digests
 from paradigms.core.errors import InputError
+from paradigms.core.leaves import (
+    abstract,
+    as_data,
+    by_path,
+    check,
+    describe,
+    differences,
+    is_key,
+    place,
+    sharding_of,
+)
 from paradigms.core.state import PyTree
 
 # 1 had no digests.
@@ -66,21 +79,48 @@ class Checkpoints:
       directory: made at the first save.
       keep: how many of the newest checkpoints to keep, at least 1. While one is being saved,
         `keep + 1` are on disk.
+      every: keeps for good those whose step is a multiple of it too; 0 for none.
+      best: which score keeps its checkpoint too, the "highest" or the "lowest" yet (the newest of
+        equals); None for none.
+      background: whether `save` returns once the state is copied, and leaves the writing to a
+        thread. With several processes it does not, for they write together.
       tell: gets the line that says that a damaged checkpoint was passed over.
+
+    Raises:
+      InputError: a count out of its range.
     """
 
     def __init__(
-        self, directory: Path, keep: int = 2, tell: Callable[[str], None] = _to_stderr
+        self,
+        directory: Path,
+        keep: int = 2,
+        *,
+        every: int = 0,
+        best: Literal["highest", "lowest"] | None = None,
+        background: bool = False,
+        tell: Callable[[str], None] = _to_stderr,
     ) -> None:
         if keep < 1:
             raise InputError(f"keep is {keep}: at least 1 checkpoint must be kept")
+        if every < 0:
+            raise InputError(f"every is {every}: expected a number of updates, or 0 for none")
         self.directory = Path(directory).absolute()
         self.keep = keep
+        self.every = every
+        self._sign = {None: 0, "highest": 1, "lowest": -1}[best]
+        self._scores: dict[int, float | None] = {}
         self._tell = tell
         self._checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+        self._background = background and jax.process_count() == 1
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
 
     def steps(self) -> list[int]:
-        """The steps of all whole checkpoints, in ascending order."""
+        """The steps of all whole checkpoints, in ascending order, when none is being written."""
+        self.wait()
+        return self._steps()
+
+    def _steps(self) -> list[int]:
         try:
             entries = [entry for entry in self.directory.iterdir() if entry.is_dir()]
         except FileNotFoundError:
@@ -99,28 +139,58 @@ class Checkpoints:
         """Reads every checkpoint and compares it with what was written, the oldest first."""
         return [self._verdict(step) for step in self.steps()]
 
-    def save(self, step: int, state: PyTree) -> None:
-        """Writes `state` and returns when it is on disk; an older one of the same step is replaced.
+    def best(self) -> int | None:
+        """The checkpoint of the best score, or None where none has a score or none is asked for."""
+        self.wait()
+        return self._best()
+
+    def save(self, step: int, state: PyTree, score: float | None = None) -> None:
+        """Writes `state` to disk; an older checkpoint of the same step is replaced.
+
+        In the background it returns once `state`, which may then be donated, is copied to the
+        host's memory, and the state before is on disk.
 
         Args:
           step: number of updates done, which names the checkpoint.
           state: any pytree of arrays, sharded or not, with typed or raw keys.
+          score: how good it is, for `best`; NaN and None never are.
 
         Raises:
-          InputError: the disk is full or cannot be written to. The older checkpoints are whole and
-            `latest` is what it was.
+          InputError: the disk is full or cannot be written to, now or by the save before, which
+            wrote in the background. The older checkpoints are whole and `latest` is what it was.
         """
+        self.wait()
         state = jax.block_until_ready(jax.tree.map(jnp.asarray, state))
-        leaves = _by_path(state)
-        manifest = {"step": int(step), "format": _FORMAT, "leaves": _describe(state)}
-        items = {path: _as_data(leaf) for path, leaf in leaves.items() if leaf.size}
-        needed = sum(item.nbytes for item in items.values()) + _OVERHEAD_BYTES
-        unfinished = self.directory / _UNFINISHED
-        try:
+        leaves = by_path(state)
+        manifest = {"step": int(step), "format": _FORMAT, "leaves": describe(state)}
+        if score is not None and math.isfinite(score):
+            manifest["score"] = float(score)
+        items = {path: as_data(leaf) for path, leaf in leaves.items() if leaf.size}
+        with self._one_line(step, items):
             if _writes():
                 self.directory.mkdir(parents=True, exist_ok=True)
-                _remove(unfinished)
-                self._check_space(step, needed)
+                _remove(self.directory / _UNFINISHED)
+                self._check_space(step, _size(items))
+        if self._background:
+            # Copies: on a CPU numpy would share memory that the next update overwrites.
+            copies = {path: np.array(item) for path, item in items.items()}
+            self._writing = self._writer.submit(self._write, step, copies, manifest)
+        else:
+            self._write(step, items, manifest)
+
+    def wait(self) -> None:
+        """Returns when nothing is being written.
+
+        Raises:
+          InputError: a save in the background failed; see `save`.
+        """
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _write(self, step: int, items: Mapping[str, Any], manifest: dict[str, Any]) -> None:
+        unfinished = self.directory / _UNFINISHED
+        with self._one_line(step, items):
             with _quiet_orbax():
                 self._checkpointer.save(
                     unfinished / "new",
@@ -131,17 +201,24 @@ class Checkpoints:
             if _writes():
                 digests.write(unfinished / "new")
                 self._publish(unfinished / "new", step)
+                self._scores[step] = manifest.get("score")
                 self._prune()
                 _remove(unfinished)
+
+    @contextlib.contextmanager
+    def _one_line(self, step: int, items: Mapping[str, Any]) -> Iterator[None]:
+        """Tells in one line why a checkpoint could not be saved."""
+        try:
+            yield
         except InputError:
             raise
         # Orbax and TensorStore report a full disk as ValueError, ours as OSError.
         except Exception as error:
             if _writes():
-                _remove(unfinished)
+                _remove(self.directory / _UNFINISHED)
             raise InputError(
                 f"could not save the checkpoint of step {step} in {self.directory} "
-                f"({_bytes(needed)} needed, {self._free()} free): {_reason(error)}; "
+                f"({_bytes(_size(items))} needed, {self._free()} free): {_reason(error)}; "
                 f"{self._last_good()}"
             ) from error
 
@@ -166,19 +243,19 @@ class Checkpoints:
         step = self._newest_whole() if step is None else self._whole(step)
         folder = self.directory / str(step)
         stored = _read_manifest(folder)["leaves"]
-        expected = _describe(template)
+        expected = describe(template)
         if found := differences(stored, expected):
             raise InputError(
                 f"{folder} is a checkpoint of another configuration: {found}; resume with "
                 "the configuration that wrote it, or use another directory"
             )
-        leaves = _by_path(template)
-        structs = _by_path(_abstract(template))
-        shardings = {path: _sharding(leaf) for path, leaf in leaves.items()}
+        leaves = by_path(template)
+        structs = by_path(abstract(template))
+        shardings = {path: sharding_of(leaf) for path, leaf in leaves.items()}
         restore_args = {
             path: (
                 ocp.RestoreArgs(restore_type=np.ndarray)
-                if shardings[path] is None or _is_key(struct)
+                if shardings[path] is None or is_key(struct)
                 else ocp.ArrayRestoreArgs(sharding=shardings[path], global_shape=struct.shape)
             )
             for path, struct in structs.items()
@@ -191,11 +268,11 @@ class Checkpoints:
                     ocp.args.Composite(arrays=ocp.args.PyTreeRestore(restore_args=restore_args)),
                 ).arrays
             for path in restore_args:
-                _check(path, items[path], structs[path])
+                check(path, items[path], structs[path])
         except Exception as error:
             raise self._damaged(step, _reason(error)) from error
         restored = [
-            _place(items.get(path), struct, stored[path]["weak_type"], shardings[path])
+            place(items.get(path), struct, stored[path]["weak_type"], shardings[path])
             for path, struct in structs.items()
         ]
         return jax.tree.unflatten(jax.tree.structure(template), restored)
@@ -267,9 +344,28 @@ class Checkpoints:
             raise
 
     def _prune(self) -> None:
-        # Renamed first: a folder that is half deleted must not look like a checkpoint.
-        for old in self.steps()[: -self.keep]:
-            (self.directory / str(old)).rename(self.directory / _UNFINISHED / str(old))
+        steps = self._steps()
+        kept = {*steps[-self.keep :], self._best()}
+        for old in steps:
+            if old not in kept and not (self.every and old % self.every == 0):
+                # Renamed first: a folder that is half deleted must not look like a checkpoint.
+                (self.directory / str(old)).rename(self.directory / _UNFINISHED / str(old))
+
+    def _best(self) -> int | None:
+        scored = [
+            (self._sign * score, step)
+            for step in self._steps()
+            if self._sign and (score := self._score(step)) is not None
+        ]
+        return max(scored)[1] if scored else None
+
+    def _score(self, step: int) -> float | None:
+        if step not in self._scores:
+            try:
+                self._scores[step] = _read_manifest(self.directory / str(step)).get("score")
+            except (OSError, ValueError, KeyError, TypeError):  # damaged, which is told elsewhere
+                self._scores[step] = None
+        return self._scores[step]
 
     def _free(self) -> str:
         with contextlib.suppress(OSError):
@@ -277,7 +373,7 @@ class Checkpoints:
         return "unknown"
 
     def _last_good(self) -> str:
-        latest = self.latest()
+        latest = max(self._steps(), default=None)
         return "no checkpoint is kept" if latest is None else f"the last good one is step {latest}"
 
     def _damaged(self, step: int, damage: str) -> InputError:
@@ -300,102 +396,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _by_path(tree: PyTree) -> dict[str, Any]:
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
-
-
-def _abstract(tree: PyTree) -> PyTree:
-    return jax.eval_shape(lambda tree: tree, tree)
-
-
-def _describe(tree: PyTree) -> dict[str, dict[str, Any]]:
-    """Shape and dtype of every leaf by path, as JSON."""
-    return {
-        path: {
-            "shape": list(struct.shape),
-            "dtype": str(struct.dtype),
-            "weak_type": struct.weak_type,
-        }
-        for path, struct in _by_path(_abstract(tree)).items()
-    }
-
-
-def differences(stored: Mapping[str, Any], expected: Mapping[str, Any], shown: int = 3) -> str:
-    """In a few words where two sets of arrays differ; empty where they do not.
-
-    Args:
-      stored: by name, `{"shape": [...], "dtype": ...}` of what is in a file.
-      expected: likewise, of what should be.
-      shown: how many of the differences to name.
-    """
-
-    def form(leaf: Mapping[str, Any]) -> str:
-        return f"{leaf['dtype']}[{','.join(map(str, leaf['shape']))}]"
-
-    found = []
-    for path in [*expected, *(path for path in stored if path not in expected)]:
-        if path not in stored:
-            found.append(f"{path} is missing from it")
-        elif path not in expected:
-            found.append(f"{path} is extra in it")
-        elif form(stored[path]) != form(expected[path]):
-            found.append(f"{path} is {form(stored[path])}, not {form(expected[path])}")
-    more = f", and {len(found) - shown} more" if len(found) > shown else ""
-    return ", ".join(found[:shown]) + more
-
-
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _as_data(leaf: jax.Array) -> jax.Array:
-    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
-
-
-def _data_struct(struct: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    return jax.eval_shape(jax.random.key_data, struct) if _is_key(struct) else struct
-
-
-def _key_impl(struct: jax.ShapeDtypeStruct) -> Any:
-    """The generator of a key known by its shape and dtype alone; jax tells it of arrays only."""
-    found = []
-    jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), struct)
-    return found[0]
-
-
-def _sharding(leaf: Any) -> jax.sharding.Sharding | None:
-    """Where a leaf must live; None where jax is free to choose, which is part of a jit's cache."""
-    if isinstance(leaf, jax.Array) and not leaf.committed:
-        return None
-    return getattr(leaf, "sharding", None)
-
-
-def _check(path: str, item: Any, struct: jax.ShapeDtypeStruct) -> None:
-    wanted = _data_struct(struct)
-    if item.shape != wanted.shape or item.dtype != wanted.dtype:
-        raise ValueError(f"{path} is {item.dtype}{list(item.shape)} on disk")
-
-
-def _place(
-    item: Any,
-    struct: jax.ShapeDtypeStruct,
-    weak_type: bool,
-    sharding: jax.sharding.Sharding | None,
-) -> jax.Array:
-    if item is None:  # Orbax stores no array of size zero.
-        wanted = _data_struct(struct)
-        item = np.zeros(wanted.shape, wanted.dtype)
-    # A copy, because jax may otherwise use numpy's own memory, which cannot be donated.
-    array = item if isinstance(item, jax.Array) else jnp.array(item, copy=True)
-    if _is_key(struct):
-        array = jax.random.wrap_key_data(array, impl=_key_impl(struct))
-    if weak_type:
-        # Weak types decide promotions, so they come back too. Python numbers make them, and setting
-        # values keeps them.
-        weak = jnp.full(array.shape, array.dtype.type(0).item())
-        array = weak.at[...].set(array) if weak.dtype == array.dtype else array
-    return array if sharding is None else jax.device_put(array, sharding)
+def _size(items: Mapping[str, Any]) -> int:
+    return sum(item.nbytes for item in items.values()) + _OVERHEAD_BYTES
 
 
 def _writes() -> bool:

@@ -9,8 +9,8 @@ import jax
 import jax.export
 import jax.numpy as jnp
 
-from paradigms.core.checkpoint import differences
 from paradigms.core.errors import InputError, MissingExtraError
+from paradigms.core.leaves import differences
 from paradigms.core.record import explained, write_whole
 from paradigms.core.state import PyTree
 

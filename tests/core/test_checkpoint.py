@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -205,6 +206,74 @@ def test_the_newest_are_kept(tmp_path):
         Checkpoints(tmp_path / "nowhere").restore(template)
     with pytest.raises(InputError, match="keep is 0"):
         Checkpoints(tmp_path, keep=0)
+
+
+@pytest.mark.parametrize(
+    ("policy", "left"),
+    [
+        ({}, [6]),
+        ({"every": 4}, [0, 4, 6]),
+        ({"best": "highest"}, [3, 6]),
+        ({"best": "lowest"}, [2, 6]),
+        ({"best": "highest", "every": 5}, [0, 3, 5, 6]),
+    ],
+)
+def test_policies_keep_the_best_and_every_so_many(tmp_path, policy, left):
+    scores = [0.5, 0.7, 0.1, 0.9, float("nan"), None, 0.3]
+    for step, score in enumerate(scores):
+        # Opened anew for each, as by a run that is stopped and resumed.
+        checkpoints = Checkpoints(tmp_path, keep=1, **policy)
+        checkpoints.save(step, {"x": jnp.full(3, step)}, score)
+    assert checkpoints.steps() == left
+    best = {"highest": 3, "lowest": 2}.get(policy.get("best"))
+    assert checkpoints.best() == best
+    with pytest.raises(InputError, match="every is -1"):
+        Checkpoints(tmp_path, every=-1)
+
+
+def test_the_newest_of_equally_good_ones_is_the_best(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1, best="lowest")
+    for step in range(3):
+        checkpoints.save(step, {"x": jnp.ones(3)}, 0.5)
+    assert checkpoints.steps() == [2]
+
+
+def test_what_is_written_in_the_background_is_the_state_at_the_save(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, background=True)
+    go, write = threading.Event(), checkpoints._checkpointer.save
+
+    def write_later(*arguments):
+        assert go.wait(30)
+        write(*arguments)
+
+    monkeypatch.setattr(checkpoints._checkpointer, "save", write_later)
+    state = make_state(jax.random.key(1))
+    expected = jax.tree.map(jnp.copy, state)
+    checkpoints.save(1, state)
+    # Overwrites the very memory of the state while it waits to be written.
+    jax.block_until_ready(jax.jit(update, donate_argnums=0)(state))
+    assert not list(tmp_path.iterdir())
+    go.set()
+    assert checkpoints.steps() == [1]
+    assert_same(checkpoints.restore(make_state(jax.random.key(2))), expected)
+
+
+def test_a_failure_in_the_background_is_told_by_the_next_call(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, background=True)
+    checkpoints.save(1, {"x": jnp.ones(3)})
+    checkpoints.wait()
+
+    def fail(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints._checkpointer, "save", fail)
+        for told_by in (checkpoints.wait, lambda: checkpoints.save(3, {"x": jnp.ones(3)})):
+            checkpoints.save(2, {"x": jnp.zeros(3)})
+            with pytest.raises(InputError, match="of step 2 .*Input/output error.* is step 1"):
+                told_by()
+    assert checkpoints.steps() == [1]
+    assert checkpoints.restore({"x": jnp.zeros(3)})["x"][0] == 1
 
 
 def test_a_step_saved_again_is_replaced(tmp_path):
@@ -464,7 +533,7 @@ import itertools, sys
 from pathlib import Path
 import jax, jax.numpy as jnp
 from paradigms.core.checkpoint import Checkpoints
-checkpoints = Checkpoints(Path(sys.argv[1]))
+checkpoints = Checkpoints(Path(sys.argv[1]), background=True)
 for step in itertools.count():
     bits = jax.random.bits(jax.random.key(step), (8_000_000,), jnp.uint8)
     checkpoints.save(step, {"bits": bits})
