@@ -9,6 +9,8 @@ and the same metrics as the run in peace.
   flip       a bit flips in a file of the newest checkpoint, of a run that was killed
   truncate   such a file is cut short
   delete     such a file is gone
+  slow       storage takes a second for everything, and the process is killed
+  nan        all parameters turn to NaN at a random update
   full       the disk is full until somebody makes room (needs root, for a small file system)
   read_only  nothing can be written until somebody allows it (needs root)
 
@@ -36,12 +38,42 @@ import tyro
 from experiments import catalogue, cli
 from paradigms.core.checkpoint import Checkpoints
 from paradigms.core.errors import InputError
-from paradigms.core.record import environment, write_whole
+from paradigms.core.record import environment, read_summary, write_whole
 from paradigms.core.signals import EXIT_STATUS
 
-Fault = Literal["kill", "sigterm", "flip", "truncate", "delete", "full", "read_only"]
+Fault = Literal["kill", "sigterm", "flip", "truncate", "delete", "slow", "nan", "full", "read_only"]
 _SECONDS_TO_LEAVE = 10
-_ONE_LINE = 2  # the exit status of what a user can mend
+# Exit statuses: of what a user can mend, and of training that diverged.
+_ONE_LINE, _DIVERGED = 2, 3
+
+# Programs that run in the process of an experiment before it begins.
+_SLOWLY = """
+import time
+from orbax.checkpoint import Checkpointer
+save = Checkpointer.save
+def slowly(*arguments, **options):
+    time.sleep(0.5)
+    save(*arguments, **options)
+    time.sleep(0.5)
+Checkpointer.save = slowly
+"""
+_POISONED = """
+import jax, jax.numpy as jnp
+from experiments import training
+fit = training.fit
+def poisoned(learner, *arguments, **options):
+    def update(state, batch):
+        state, metrics = learner.update(state, batch)
+        spoilt = jax.tree.map(lambda x: jnp.where(state.step.max() < STEP, x, x * jnp.nan),
+                              state.params)
+        return state.replace(params=spoilt), metrics
+    return fit(learner._replace(update=update), *arguments, **options)
+training.fit = poisoned
+"""
+_RUN = """
+import runpy, sys
+runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
+"""
 
 
 @dataclass(frozen=True)
@@ -81,7 +113,7 @@ class Subject:
 
     def __init__(self, experiment: str, options: Sequence[str], scratch: Path) -> None:
         name = catalogue.find(experiment).replace("/", ".")
-        self._command = [sys.executable, "-m", f"experiments.{name}", *options]
+        self._name, self._options = f"experiments.{name}", options
         self.scratch = scratch
         begin = time.perf_counter()
         peace = scratch / "peace"
@@ -90,19 +122,21 @@ class Subject:
             raise InputError(f"{experiment} does not even run in peace: {_last_line(done.stderr)}")
         self.seconds = time.perf_counter() - begin
         self._expected = _result(peace)
+        self.steps = read_summary(peace)["steps"]
 
-    def start(self, directory: Path) -> "subprocess.Popen[str]":
-        """The run in a directory, begun or gone on with."""
+    def start(self, directory: Path, sabotage: str = "") -> "subprocess.Popen[str]":
+        """The run in a directory, begun or gone on with, after a program that spoils something."""
+        module = ["-c", sabotage + _RUN, self._name] if sabotage else ["-m", self._name]
         return subprocess.Popen(
-            [*self._command, "--run-dir", str(directory)],
+            [sys.executable, *module, *self._options, "--run-dir", str(directory)],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
         )
 
-    def finish(self, directory: Path) -> "subprocess.CompletedProcess[str]":
+    def finish(self, directory: Path, sabotage: str = "") -> "subprocess.CompletedProcess[str]":
         """Waits until the run has ended."""
-        process = self.start(directory)
+        process = self.start(directory, sabotage)
         _, stderr = process.communicate()
         return subprocess.CompletedProcess(process.args, process.returncode, "", stderr)
 
@@ -148,10 +182,10 @@ def _reached(directory: Path) -> int:
 
 
 def _struck(
-    subject: Subject, directory: Path, which: signal.Signals, seconds: float
+    subject: Subject, directory: Path, which: signal.Signals, seconds: float, sabotage: str = ""
 ) -> tuple[int | None, float, str]:
     """Sends a signal after some seconds: exit status, how long it took to leave, what it said."""
-    process = subject.start(directory)
+    process = subject.start(directory, sabotage)
     try:
         process.wait(seconds)
     except subprocess.TimeoutExpired:
@@ -161,15 +195,34 @@ def _struck(
     return process.returncode, time.perf_counter() - begin, stderr
 
 
-def kill(subject: Subject, directory: Path, random_: random.Random) -> Outcome:
-    """Killed at any instant, imports and the writing of the summary included."""
-    seconds = random_.uniform(0, subject.seconds)
-    _struck(subject, directory, signal.SIGKILL, seconds)
-    reached = _reached(directory)
-    if (directory / "summary.json").exists():
-        return subject.outcome("kill", directory, f"after {seconds:.1f} s, at the end", 0)
-    note = f"after {seconds:.1f} s, at step {reached}"
-    return subject.outcome("kill", directory, note, reached)
+def killed(fault: str, sabotage: str = "") -> Callable[..., Outcome]:
+    """Killed at any instant, imports and the writing of the summary included.
+
+    Args:
+      fault: its kind.
+      sabotage: what has happened to the process before.
+    """
+
+    def strike(subject: Subject, directory: Path, random_: random.Random) -> Outcome:
+        seconds = random_.uniform(0, subject.seconds)
+        _struck(subject, directory, signal.SIGKILL, seconds, sabotage)
+        reached = _reached(directory)
+        if (directory / "summary.json").exists():
+            return subject.outcome(fault, directory, f"after {seconds:.1f} s, at the end", 0)
+        note = f"after {seconds:.1f} s, at step {reached}"
+        return subject.outcome(fault, directory, note, reached)
+
+    return strike
+
+
+def nan(subject: Subject, directory: Path, random_: random.Random) -> Outcome:
+    """All parameters turn to NaN: the run has to end in one line, and go on once that is over."""
+    step = random_.randint(1, max(1, subject.steps // 2))
+    hurt = subject.finish(directory, _POISONED.replace("STEP", str(step)))
+    note = f"at step {step}; status {hurt.returncode}: {_last_line(hurt.stderr)}"
+    if hurt.returncode != _DIVERGED or "Traceback" in hurt.stderr:
+        return Outcome("nan", survived=False, note=note)
+    return subject.outcome("nan", directory, note, None)
 
 
 def sigterm(subject: Subject, directory: Path, random_: random.Random) -> Outcome:
@@ -275,11 +328,13 @@ def spoilt(
 
 
 STRIKES: dict[str, Callable[[Subject, Path, random.Random], Outcome]] = {
-    "kill": kill,
+    "kill": killed("kill"),
     "sigterm": sigterm,
     "flip": damage(_flip),
     "truncate": damage(_truncate),
     "delete": damage(_delete),
+    "slow": killed("slow", _SLOWLY),
+    "nan": nan,
     "full": spoilt("full", _fill, lambda directory: (directory / "filling").unlink()),
     "read_only": spoilt(
         "read_only",

@@ -15,7 +15,7 @@ def injected(config, options):
 def test_a_short_run_survives(short, tmp_path, capsys):
     config = faults.Config(
         "digits_mlp",
-        faults=("kill", "sigterm", "flip"),
+        faults=("kill", "sigterm", "flip", "nan"),
         times=1,
         output=tmp_path / "table.json",
     )
