@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 import nets
-from experiments import cli, images, training
+from experiments import cli, images, summaries, tasks, training
 from experiments.images import Splits
 from experiments.prediction import load_weights
 from nets.net import Net
@@ -114,7 +114,7 @@ def task_of(
     *,
     headline: str,
     input_name: str = "image",
-) -> training.Task:
+) -> tasks.Task:
     """Trains on `data`, and judges the generator by its samples alone.
 
     Args:
@@ -124,7 +124,7 @@ def task_of(
       data: `[N, ...]`.
       validate: what the samples are judged by during training.
       test: what they are judged by after the last update.
-      pictures: as for `training.Task`.
+      pictures: as for `tasks.Task`.
       headline: the number to show while training.
       input_name: the entry of a batch that the learner takes.
     """
@@ -138,10 +138,10 @@ def task_of(
             for name in values[0]
         }
 
-    def by(measure: Measure, name: str) -> Callable[[], training.Judge]:
+    def by(measure: Measure, name: str) -> Callable[[], tasks.Judge]:
         return lambda: lambda state, key: judge(measure, state, fold_name(key, name))
 
-    return training.Task(
+    return tasks.Task(
         net=generator,
         learner=resident(learner, config.examples_per_update),
         data={input_name: data},
@@ -227,7 +227,7 @@ def train_on_images(
                 shutil.copyfile(run.directory / "gan" / file, run.directory / file)
         values = {name: metric["values"] for name, metric in trained["metrics"].items()}
         details = {name: trained[name] for name in ("examples", "parameters", "speed", "before")}
-        training.finish(run, config, values, started, **details)
+        summaries.finish(run, config, values, started, **details)
 
 
 def image_generator(config: ImageOptions) -> Net:
@@ -257,7 +257,7 @@ def _classifier(
     head = nets.mlp((), 10)
     net = nets.chain(backbone=backbone, head=head)
     schedule = optimizers.warmup_cosine(0.05, steps, warmup_steps=steps // 20)
-    task = training.labelled(
+    task = tasks.labelled(
         net,
         classifier(
             net,

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import cli, training
+from experiments import cli, tasks, training
 from nets.net import Net
 from paradigms import reinforcement
 from paradigms.core import optimizers
@@ -238,7 +238,7 @@ def train(
       agent: made with it.
       env: where it lives.
       draw: a picture of one observation, where that is not an image.
-      **options: fields of `training.Task`.
+      **options: fields of `tasks.Task`.
     """
     check_environment(env, bounded=isinstance(agent.actions, Box))
     learner = interact(agent, env, num_envs=config.num_envs, num_steps=config.num_steps)
@@ -246,7 +246,7 @@ def train(
     def frozen(state: TrainState) -> Environment:
         return env if env.frozen is None else env.frozen(state.world["env"])
 
-    task = training.living(
+    task = tasks.living(
         net,
         learner,
         env.observation,
@@ -269,7 +269,7 @@ def train_on_host(main: Callable[..., Any], config: Atari, net: Net, agent: Agen
         played = play_on_host(agent, held_out, state, key, config.episodes, config.max_frames // 4)
         return jax.vmap(judgement)(*map(jnp.asarray, played))
 
-    task = training.living(
+    task = tasks.living(
         net,
         host.learner,
         env.observation,

@@ -18,7 +18,7 @@ import numpy as np
 import optax
 
 import nets
-from experiments import cli, images, joint_embedding, training
+from experiments import cli, images, joint_embedding, summaries, tasks, training
 from nets.net import Net
 from paradigms import data
 from paradigms.core import optimizers
@@ -264,7 +264,7 @@ def train(
         }
         whole = {"labelled": labelled, "unlabelled": dict(splits.train)}
         options: dict[str, Any] = {"weights": weights, "start": start}
-        task = training.labelled(
+        task = tasks.labelled(
             net,
             learner,
             train=whole,
@@ -277,7 +277,7 @@ def train(
             **{name: value for name, value in options.items() if value is not None},
         )
         values = _accuracy(training.train(main, config, task, part="few_labels"))
-        alone = training.labelled(
+        alone = tasks.labelled(
             net,
             twin,
             train=labelled,
@@ -295,7 +295,7 @@ def train(
                 1 - (1 - a) / max(1 - b, 1e-9) for a, b in zip(values, of_twin, strict=True)
             ],
         }
-        training.finish(run, config, final, started)
+        summaries.finish(run, config, final, started)
 
 
 def ema(learner: Learner, decay: float) -> Learner:

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import nets
-from experiments import training
-from experiments.training import Judge
+from experiments import tasks, training
+from experiments.tasks import Judge
 from nets.net import Net
 from paradigms import data
 from paradigms.core import optimizers
@@ -88,7 +88,7 @@ def task(
     protocol: Protocol,
     pictures: Callable[[Path, TrainState, np.ndarray], None] | None = None,
     sees: tuple[str, ...] = ("image",),
-) -> training.Task:
+) -> tasks.Task:
     """Learning without labels, judged by what labels then make of the features.
 
     `knn` is the accuracy of neighbours among the training images, `few_label_probe` that of
@@ -207,7 +207,7 @@ def task(
             pictures(directory, state, some["image"])
 
     image = test["image"]
-    return training.Task(
+    return tasks.Task(
         net=net,
         learner=drawn,
         data=seen_of(train),

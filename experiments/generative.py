@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 import nets
-from experiments import cli, images, training
+from experiments import cli, images, tasks, training
 from experiments.images import Splits
 from nets.net import Net
 from paradigms import data
@@ -189,7 +189,7 @@ def task_of(
     judge: Learner,
     splits: Splits,
     batch_size: int,
-) -> training.Task:
+) -> tasks.Task:
     """The task of a latent variable model, with pictures of what it draws.
 
     Args:
@@ -205,14 +205,14 @@ def task_of(
     """
     check_splits(splits)
 
-    def test() -> training.Judge:
+    def test() -> tasks.Judge:
         return evaluator(seeded(judge), splits.test, batch_size=500)
 
     def picture(directory: Path, means: Means, state: TrainState) -> None:
         used = np.asarray(means["latent_kl"].total).argsort()[::-1]
         draw(directory, encoder, decoder, state, splits.test["image"], used)
 
-    task = training.labelled(
+    task = tasks.labelled(
         reconstructing(encoder, decoder),
         learner,
         train=splits.train,

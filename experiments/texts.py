@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from experiments import cli
-from experiments.training import Judge, Task
+from experiments.tasks import Judge, Task
 from nets.net import Net
 from paradigms.core.errors import InputError
 from paradigms.core.learner import Learner

@@ -13,7 +13,7 @@ import functools
 from dataclasses import dataclass, replace
 
 import nets
-from experiments import cli, images, training
+from experiments import cli, images, tasks, training
 from nets.net import Net
 from paradigms.core import optimizers
 from paradigms.data import augment
@@ -53,7 +53,7 @@ def main(config: Config) -> None:
         config.learning_rate, (config.steps // 2, config.steps * 3 // 4)
     )
     net = network(config)
-    task = training.labelled(
+    task = tasks.labelled(
         net,
         classifier(
             net,

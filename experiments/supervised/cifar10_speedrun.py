@@ -18,7 +18,7 @@ import numpy as np
 import optax
 
 import nets
-from experiments import cli, images, training
+from experiments import cli, images, tasks, training
 from nets.net import Net
 from paradigms.core import optimizers
 from paradigms.core.errors import InputError
@@ -131,7 +131,7 @@ def main(config: Config) -> None:
         augment=augment.translate(config.max_shift, "reflect"),
         label_smoothing=config.label_smoothing,
     )
-    task = training.labelled(
+    task = tasks.labelled(
         net,
         lookahead(
             alternating_flip(learner, steps_per_epoch),

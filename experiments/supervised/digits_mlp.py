@@ -13,7 +13,7 @@ import functools
 from dataclasses import dataclass, replace
 
 import nets
-from experiments import cli, images, training
+from experiments import cli, images, tasks, training
 from nets.net import Net
 from paradigms import data
 from paradigms.core import optimizers
@@ -67,7 +67,7 @@ def main(config: Config) -> None:
         config.learning_rate, config.steps, warmup_steps=config.steps // 20
     )
     net = network(config)
-    task = training.labelled(
+    task = tasks.labelled(
         net,
         classifier(
             net,

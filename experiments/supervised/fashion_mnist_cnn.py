@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import nets
-from experiments import cli, images, training
+from experiments import cli, images, tasks, training
 from nets.net import Net
 from paradigms.core import optimizers
 from paradigms.data import augment
@@ -77,7 +77,7 @@ def main(config: Config) -> None:
         config.learning_rate, config.steps, warmup_steps=config.steps // 20
     )
     net = network(config)
-    task = training.labelled(
+    task = tasks.labelled(
         net,
         classifier(
             net,

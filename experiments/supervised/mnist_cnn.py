@@ -10,7 +10,7 @@ import functools
 from dataclasses import dataclass
 
 import nets
-from experiments import cli, images, training
+from experiments import cli, images, tasks, training
 from nets.net import Net
 from paradigms.core import optimizers
 from paradigms.data import augment
@@ -55,7 +55,7 @@ def main(config: Config) -> None:
         config.learning_rate, config.steps, warmup_steps=config.steps // 20
     )
     net = network(config)
-    task = training.labelled(
+    task = tasks.labelled(
         net,
         classifier(
             net,

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import nets
-from experiments import cli, images, training
+from experiments import cli, images, summaries, tasks, training
 from experiments.prediction import load_weights
 from nets.net import Net
 from paradigms import data
@@ -130,7 +130,7 @@ def main(config: Config) -> None:
         values = {f"test/{way}": list(of_way) for way, of_way in accuracy.items()}
         for way in ("probe", "finetune"):
             values[f"gain/{way}"] = list(map(float, accuracy[way] - scratch))
-        training.finish(run, config, values, started)
+        summaries.finish(run, config, values, started)
 
 
 def like_digits(mnist: Data) -> Data:
@@ -156,7 +156,7 @@ def _use(
         )
     else:
         optimizer = _optimizer(config, config.learning_rate, config.steps)
-    task = training.labelled(
+    task = tasks.labelled(
         net,
         classifier(net, optimizer, augment=augment.translate(config.max_shift)),
         train=labelled,
@@ -178,7 +178,7 @@ def _pretrain(config: Config) -> dict[str, PyTree]:
     )
     mnist = images.load_splits(config, "mnist", (28, 28, 1), validation=5000)
     net = network(config)
-    task = training.labelled(
+    task = tasks.labelled(
         net,
         classifier(
             net,

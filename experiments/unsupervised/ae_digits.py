@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import nets
-from experiments import cli, training
+from experiments import cli, tasks, training
 from nets.net import Net
 from paradigms import data
 from paradigms.core import optimizers
@@ -94,7 +94,7 @@ def main(config: Config) -> None:
         again, _ = net.apply(state.params, state.model_state, shown)
         draw_images(np.stack([unit_interval(shown), again]), directory / "reconstructions.png")
 
-    task = training.labelled(
+    task = tasks.labelled(
         net,
         autoencoder(
             *networks(config),

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 import nets
-from experiments import cli, generative, images, training
+from experiments import cli, generative, images, tasks, training
 from nets.net import Net
 from paradigms.core import optimizers
 from paradigms.core.errors import InputError
@@ -108,12 +108,12 @@ def main(config: Config) -> None:
             one = jax.tree.map(lambda leaf, i=i: leaf[i], state)
             generative.draw(folder, encoder, decoder, one, splits.test["image"], used)
 
-    def judge(part: Mapping[str, np.ndarray]) -> training.Judge:
+    def judge(part: Mapping[str, np.ndarray]) -> tasks.Judge:
         return evaluator(judged, {"image": part["image"]}, batch_size=500)
 
     image = splits.test["image"]
     held_out = splits.validation
-    task = training.Task(
+    task = tasks.Task(
         net=network(config),
         learner=swept(lambda hparams: resident(make(hparams), config.batch_size), grid),
         data={"image": splits.train["image"]},

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import nets
-from experiments import cli, training
+from experiments import cli, tasks, training
 from nets.net import Net
 from paradigms import data
 from paradigms.core import optimizers
@@ -79,7 +79,7 @@ def main(config: Config) -> None:
         distance = jnp.asarray([subspace_distance(kernel.T, leading) for kernel in kernels])
         return {"subspace_distance": Mean(distance, jnp.ones(len(distance)))}
 
-    task = training.Task(
+    task = tasks.Task(
         net=network(config),
         learner=resident(learner, len(x)),
         data={"x": x},

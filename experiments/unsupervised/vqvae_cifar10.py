@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import nets
-from experiments import cli, images, training
+from experiments import cli, images, tasks, training
 from nets.net import Net
 from paradigms.core import optimizers
 from paradigms.core.metrics import Means
@@ -138,7 +138,7 @@ def main(config: Config) -> None:
         revive_every=max(1, len(splits.train["image"]) // config.batch_size),
         variance=float(np.var(splits.train["image"] / np.float32(255))),
     )
-    task = training.labelled(
+    task = tasks.labelled(
         net,
         learner,
         train={"image": splits.train["image"]},

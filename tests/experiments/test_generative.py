@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from experiments import adversarial, generative, training
+from experiments import adversarial, generative, tasks
 from experiments.images import Splits
 from experiments.unsupervised import (
     beta_vae_fashion,
@@ -61,12 +61,12 @@ def test_images_outside_of_the_support_are_refused():
 
 
 def test_training_data_with_nan_is_refused():
-    training._check_finite({"x": np.ones(3), "label": np.arange(3)})
+    tasks.check_finite({"x": np.ones(3), "label": np.arange(3)})
     with pytest.raises(
         InputError, match=r"training data\['x'\]: 2 of 3 values are NaN or infinite"
     ):
-        training._check_finite({"x": np.asarray([1.0, np.nan, np.inf])})
-    training._check_finite(())
+        tasks.check_finite({"x": np.asarray([1.0, np.nan, np.inf])})
+    tasks.check_finite(())
 
 
 @pytest.mark.parametrize("betas", [(4.0,), (4.0, 1.0), (1.0, 1.0), (-1.0, 2.0)])
