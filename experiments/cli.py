@@ -18,7 +18,7 @@ from paradigms.core.signals import EXIT_STATUS
 _ROOT = Path(__file__).parent
 
 # Options that say where and how to look, not what is computed: a run may change them and resume.
-FREE = ("run_dir", "data_dir", "mesh", "debug", "track", "on_nonfinite")
+FREE = ("run_dir", "data_dir", "mesh", "debug", "track", "on_nonfinite", "profile")
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,9 @@ class Options:
     """What an update that gives NaN or infinity does: it stops the run, or is left out."""
     track: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Services that get the metrics too, besides metrics.csv; each is an extra to install."""
+
+    profile: str = ""
+    """FIRST:LAST, as 100:200: traces the updates between these numbers into run_dir/profile."""
 
     def rehearsal(self) -> "Options":
         """The values that `--smoke` takes in place of these."""
@@ -135,11 +138,35 @@ def prepare(config: Options) -> None:
     batch_size = getattr(config, "batch_size", 1)
     if batch_size < 1:
         raise InputError(f"batch size {batch_size}: --batch-size must be at least 1")
+    updates = profiled_updates(config)
+    if updates is not None and updates[1] > config.steps:
+        raise InputError(
+            f"--profile {config.profile}: there are only {config.steps} updates (--steps)"
+        )
     if config.debug:
         import jax
 
         jax.config.update("jax_disable_jit", True)
         jax.config.update("jax_debug_nans", True)
+
+
+def profiled_updates(config: Options) -> tuple[int, int] | None:
+    """What `--profile` asks for: updates done when the trace begins, and when it ends.
+
+    It covers the whole dispatches that contain these updates. None without the option.
+
+    Raises:
+      InputError: it is not two numbers, the first below the second.
+    """
+    if not config.profile:
+        return None
+    found = re.fullmatch(r"(\d+):(\d+)", config.profile)
+    if found is None or int(found[1]) >= int(found[2]):
+        raise InputError(
+            f"--profile {config.profile}: expected FIRST:LAST, as 10:15, two numbers of updates "
+            "with the smaller one first"
+        )
+    return int(found[1]), int(found[2])
 
 
 def name_of(main: Callable[..., Any]) -> str:

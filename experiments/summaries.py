@@ -3,13 +3,15 @@
 import math
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
-from experiments import cli
+from experiments import cli, hardware
+from paradigms.core.loop import Fitted
 from paradigms.core.metrics import Mean, Means
 from paradigms.core.record import Run, state_sha256_per_run, summarise
 from paradigms.core.state import TrainState
@@ -59,6 +61,43 @@ def finish(
     run.finish(summary)
     _show(run.directory, summary)
     return summary
+
+
+def speed(
+    fitted: Fitted,
+    *,
+    examples: int,
+    flops: float | None,
+    devices: Sequence[jax.Device],
+    energy: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What the training cost, as JSON; of this session alone where a run was resumed.
+
+    Args:
+      fitted: its steps and seconds, which include evaluations.
+      examples: that all runs together learn from in one update.
+      flops: floating-point operations of all runs together in one update, where they are known.
+      devices: on which it ran.
+      energy: by `hardware.EnergyMeter`, from before the compilation to the last update.
+
+    Returns:
+      Besides the obvious, `host_wait_share`, the part of `train_seconds` in which no update was
+      queued or running (see `HostWait`), and `utilisation`, the share of the devices' peak, both
+      with evaluations in their time.
+    """
+    steps_per_second = fitted.steps / max(fitted.train_seconds, 1e-9)
+    achieved = None if flops is None else flops * steps_per_second
+    return {
+        "steps_this_session": fitted.steps,
+        "steps_per_second": steps_per_second,
+        "examples_per_second": examples * steps_per_second,
+        "train_seconds": fitted.train_seconds,
+        "compile_seconds": fitted.compile_seconds,
+        "host_wait_share": fitted.host_seconds / max(fitted.train_seconds, 1e-9),
+        "utilisation": hardware.utilisation(achieved, devices),
+        "peak_memory": hardware.peak_memory(hardware.local(devices)),
+        "energy": dict(energy),
+    }
 
 
 def run_of(means: Means, run: int) -> dict[str, Mean]:
@@ -136,7 +175,8 @@ def _show(directory: Path, summary: Mapping[str, Any]) -> None:
         speed = summary["speed"]
         console.print(
             f"{speed['train_seconds']:.1f} s of training at {speed['steps_per_second']:.3g} "
-            f"steps/s, {speed['compile_seconds']:.1f} s of compilation",
+            f"steps/s, {speed['host_wait_share']:.0%} of it without an update to do, "
+            f"{speed['compile_seconds']:.1f} s of compilation",
             highlight=False,
         )
     pictures = ", ".join(sorted(path.name for path in directory.glob("*.[pg][ni][gf]")))

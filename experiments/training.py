@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import cli, summaries, trackers
+from experiments import cli, hardware, summaries, trackers
 from experiments.summaries import per_run, run_of
 from experiments.tasks import Task, check_finite
 from paradigms.core.checkpoint import Checkpoints
@@ -21,6 +21,7 @@ from paradigms.core.learner import Learner, Metrics
 from paradigms.core.loop import Every, Sums, fit, jit_is_on, step_of
 from paradigms.core.mesh import make_mesh, parse_mesh, replicate, shard_state
 from paradigms.core.pictures import draw_curves
+from paradigms.core.profiling import Profile
 from paradigms.core.progress import Progress
 from paradigms.core.record import Run, environment, write_whole
 from paradigms.core.signals import StopRequest
@@ -102,6 +103,7 @@ def _train(
     if step:
         print(f"resuming {run.directory} at step {step}", file=sys.stderr)
     run.rewind(step or -1)
+    devices = jax.devices()[:1] if mesh is None else list(mesh.devices.flat)
 
     interval = math.gcd(config.steps, config.evaluate_every, step)
     n = 1
@@ -116,6 +118,7 @@ def _train(
     with (
         trackers.tracking(config, run.directory, step) as track,
         Progress(config.steps, step) as progress,
+        _profile(config, run, step) as profile,
     ):
 
         def evaluate(step: int, metrics: Metrics, state: TrainState) -> None:
@@ -136,6 +139,7 @@ def _train(
 
         if step == 0:
             evaluate(0, {}, state)
+        energy = hardware.EnergyMeter(hardware.local(devices))
         fitted = fit(
             learner,
             state,
@@ -147,7 +151,9 @@ def _train(
             last_good=lambda: _last_good(checkpoints),
             stop=lambda: bool(stop),
             pending=_read_pending(run, step),
+            profile=profile,
         )
+        joules = energy.read()
         if fitted.pending is not None:
             step += fitted.steps
             _write_pending(run, step, fitted.pending)
@@ -165,6 +171,7 @@ def _train(
     draw_curves(run.read_metrics(), run.directory / "curves.png")
     final = {f"test/{name}": values for name, values in per_run(test, task.derive).items()}
     params = task.weights(fitted.state)["params"]
+    flops = _flops(task, data)
     return summaries.finish(
         run,
         config,
@@ -177,12 +184,15 @@ def _train(
         examples=config.steps * task.examples_per_update,
         parameters=sum(leaf.size for leaf in jax.tree.leaves(params)) // len(config.seeds),
         speed={
-            "steps_this_session": fitted.steps,
-            "steps_per_second": fitted.steps / max(fitted.train_seconds, 1e-9),
-            "train_seconds": fitted.train_seconds,
-            "compile_seconds": fitted.compile_seconds,
+            **summaries.speed(
+                fitted,
+                examples=task.examples_per_update * len(config.seeds),
+                flops=None if flops is None else flops * len(config.seeds),
+                devices=devices,
+                energy=joules,
+            ),
             "updates_per_call": n,
-            "flops_per_update": _flops(task, data),
+            "flops_per_update": flops,
         },
         **({} if task.source is None else {"worlds_begun_anew_at": step or None}),
     )
@@ -220,6 +230,18 @@ def _flops(task: Task, data: Any) -> float | None:
     state = jax.eval_shape(task.learner.init, jax.random.key(0), data)
     cost = jax.jit(task.learner.update).lower(state, data).cost_analysis()
     return None if cost is None else cost.get("flops")
+
+
+def _profile(
+    config: cli.Options, run: Run, step: int
+) -> contextlib.AbstractContextManager[Profile | None]:
+    """What `--profile` asks for, if these updates are still to be done."""
+    updates = cli.profiled_updates(config)
+    if updates is None:
+        return contextlib.nullcontext()
+    if step >= updates[1]:
+        print(f"--profile {config.profile}: these updates were done before", file=sys.stderr)
+    return Profile(*updates, run.directory / "profile")
 
 
 def _last_good(checkpoints: Checkpoints) -> str:

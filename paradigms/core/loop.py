@@ -13,6 +13,7 @@ from paradigms.core import metrics as metrics_lib
 from paradigms.core.errors import InputError, NonFiniteError
 from paradigms.core.learner import Batch, Learner, Metrics
 from paradigms.core.mesh import batch_axes, shard_batch
+from paradigms.core.profiling import HostWait, Profile
 from paradigms.core.sampling import common_length
 from paradigms.core.state import TrainState
 
@@ -59,6 +60,8 @@ class Fitted(NamedTuple):
       train_seconds: time of the loop, callbacks included, without compilation.
       pending: where it was stopped early, what no callback has seen yet: to be handed to the call
         that goes on. None where all updates were done.
+      host_seconds: how much of `train_seconds` passed without an update queued or running, for the
+        source or the callbacks had the device wait: see `HostWait`.
     """
 
     state: TrainState
@@ -66,6 +69,7 @@ class Fitted(NamedTuple):
     compile_seconds: float
     train_seconds: float
     pending: Sums | None = None
+    host_seconds: float = 0.0
 
 
 def fit(
@@ -80,6 +84,7 @@ def fit(
     last_good: Callable[[], str] = lambda: "no checkpoint was kept",
     stop: Callable[[], bool] = lambda: False,
     pending: Sums | None = None,
+    profile: Profile | None = None,
 ) -> Fitted:
     """Updates the state until it has done `steps` updates in all, or is asked to stop.
 
@@ -97,6 +102,7 @@ def fit(
       stop: asked before every dispatch whether to leave it at that.
       pending: `Fitted.pending` of the call that this one goes on from, so that callbacks get what
         they would have got had there been one call.
+      profile: traces some of the dispatches.
 
     Returns:
       The final state with the time it took.
@@ -137,7 +143,7 @@ def fit(
         )
     compile_seconds = time.perf_counter() - compile_start
 
-    dispatched: list[tuple[int, jax.Array]] = []
+    dispatched: list[tuple[int, Any]] = []
     gathered = list(pending or [np.zeros((), np.float32) for _ in callbacks])
 
     def fetch() -> None:
@@ -146,6 +152,7 @@ def fit(
         if not np.isfinite([packed for _, packed in fetched]).all():
             for first_step, packed in fetched:
                 _check_finite(first_step, _unpack(packed, layout), last_good)
+        waited.fetched()
         # One dispatch after the other, so that the sums do not depend on when they were fetched.
         for _, packed in fetched:
             for i in range(len(callbacks)):
@@ -153,10 +160,17 @@ def fit(
         dispatched.clear()
 
     train_start = last_fetch = time.perf_counter()
+    waited = HostWait()
     for step in range(start, steps, steps_per_call):
-        state, packed = update(state, batch)
-        dispatched.append((step, packed))
         done = step + steps_per_call
+        if profile is not None:
+            profile.before(step, steps_per_call, state)
+        waited.dispatches(not dispatched or dispatched[-1][1].is_ready())
+        with jax.profiler.StepTraceAnnotation("update", step_num=step):
+            state, packed = update(state, batch)
+        dispatched.append((step, packed))
+        if profile is not None:
+            profile.after(done, state)
         if step == start:
             _check_first_call(step_of(state) - start, layout, steps_per_call)
         due = [i for i, (n, _) in enumerate(callbacks) if done % n == 0 or done == steps]
@@ -175,9 +189,10 @@ def fit(
     fetch()
     on_progress(done)
     jax.block_until_ready(state)
+    waited.ends()
     train_seconds = time.perf_counter() - train_start
     left = gathered if done < steps else None
-    return Fitted(state, done - start, compile_seconds, train_seconds, left)
+    return Fitted(state, done - start, compile_seconds, train_seconds, left, waited.seconds)
 
 
 def jit_is_on() -> bool:

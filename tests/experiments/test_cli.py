@@ -121,6 +121,10 @@ def test_every_experiment_can_be_built_rehearsed_and_loaded(name):
         (("--batch-size", "1101"), ["batch size 1101", "1 to 1100"]),
         (("--batch-size", "0"), ["batch size 0"]),
         (("--validation", "1297"), ["1297", "1 to 1296"]),
+        (("--profile", "10"), ["--profile 10", "expected FIRST:LAST"]),
+        (("--profile", "7:7"), ["--profile 7:7", "smaller one first"]),
+        (("--profile=-1:7",), ["--profile -1:7", "expected FIRST:LAST"]),
+        (("--steps", "9", "--profile", "5:10"), ["--profile 5:10", "only 9 updates (--steps)"]),
         (("--mesh", "data=3"), ["data=3", "3 devices"]),
         (("--mesh", "model=1"), ["model"]),
         (("--mesh", "data"), ["mesh 'data'"]),
@@ -167,7 +171,8 @@ def test_a_rehearsal_keeps_what_was_asked_for(parsed):
 def test_variations_of_an_experiment_have_directories_of_their_own():
     usual, smoke = digits_mlp.Config(), digits_mlp.Config(smoke=True).rehearsal()
     assert cli.variation(usual) == ""
-    assert cli.variation(replace(usual, data_dir=Path("a"), mesh="data=2", debug=True)) == ""
+    elsewhere = replace(usual, data_dir=Path("a"), mesh="data=2", debug=True, profile="1:2")
+    assert cli.variation(elsewhere) == ""
     assert cli.variation(replace(usual, split=1, seeds=(3, 4))) == "-seeds=3,4-split=1"
     assert cli.variation(smoke) == "-smoke"
     assert cli.variation(replace(smoke, width=4)) == "-smoke-width=4"
@@ -254,6 +259,15 @@ def test_updates_that_diverge_may_be_left_out_but_not_all_of_them(command, tmp_p
     found = command(*options, "--learning-rate", "1e30", "--on-nonfinite", "skip")
     assert is_one_line(found, 3, "every update up to step", "was left out", "last good checkpoint")
     assert "skipped" in (tmp_path / "run" / "metrics.csv").read_text()
+
+
+def test_a_trace_lies_in_the_run_directory_and_is_no_other_run(command, tmp_path):
+    options = ("--run-dir", "run", *TINY)
+    assert command(*options, "--profile", "0:2")[0] == 0
+    assert len(list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))) == 1
+    (tmp_path / "run" / "summary.json").unlink()
+    status, _, stderr = command(*options, "--profile", "1:2")
+    assert status == 0 and "--profile 1:2: these updates were done before" in stderr
 
 
 def test_an_interrupt_says_how_to_go_on(command, monkeypatch):

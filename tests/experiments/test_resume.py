@@ -148,5 +148,10 @@ def test_the_summary_says_how_it_was_made(finished):
     assert summary["before"]["validation/accuracy"] == curve.values[:, 0].tolist()
     area = curve.values @ [0.25, 0.5, 0.25]
     np.testing.assert_allclose(summary["area_under_curve"]["validation/accuracy"], area)
+    speed = summary["speed"]
+    assert speed["examples_per_second"] == pytest.approx(speed["steps_per_second"] * 2 * 128)
+    assert 0 < speed["host_wait_share"] < 1
+    assert speed["utilisation"] is None and speed["energy"]["joules"] is None  # of a CPU
+    assert speed["peak_memory"]["of"] == "process" and speed["peak_memory"]["bytes"] > 2**24
     for picture in ("curves.png", "confusion.png"):
         assert (finished / picture).read_bytes().startswith(b"\x89PNG")
