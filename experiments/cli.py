@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import difflib
 import json
+import math
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from paradigms.core.signals import EXIT_STATUS
 _ROOT = Path(__file__).parent
 
 # Options that say where and how to look, not what is computed: a run may change them and resume.
-FREE = ("run_dir", "data_dir", "mesh", "debug", "track", "on_nonfinite", "profile")
+FREE = ("run_dir", "data_dir", "mesh", "debug", "track", "on_nonfinite", "profile", "watchdog")
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,11 @@ class Options:
 
     profile: str = ""
     """FIRST:LAST, as 100:200: traces the updates between these numbers into run_dir/profile."""
+    watchdog: float = 0.0
+    """Seconds without progress while training after which a run ends, with status 76 and the stacks
+    of all threads in run_dir/stuck.txt; half an hour where programs are first compiled. Off by
+    default: the time must exceed that of an evaluation, seconds in one experiment and an hour in
+    another, and whoever sits before a terminal would rather look. For schedulers that requeue."""
 
     def rehearsal(self) -> "Options":
         """The values that `--smoke` takes in place of these."""
@@ -107,7 +113,8 @@ def one_line_errors() -> Iterator[None]:
     """Ends the process with one line where the user is to mend something.
 
     The exit status is 2 for bad input, 3 for training that diverged, 75 for a run that was stopped
-    and can go on (a scheduler may requeue it), and 130 after an interrupt.
+    and can go on (a scheduler may requeue it), and 130 after an interrupt. A run that was stuck can
+    go on too: `--watchdog` ends it with 76.
     """
     try:
         yield
@@ -138,6 +145,8 @@ def prepare(config: Options) -> None:
     batch_size = getattr(config, "batch_size", 1)
     if batch_size < 1:
         raise InputError(f"batch size {batch_size}: --batch-size must be at least 1")
+    if not 0 <= config.watchdog < math.inf:
+        raise InputError(f"--watchdog {config.watchdog:g}: expected seconds, or 0 for none")
     updates = profiled_updates(config)
     if updates is not None and updates[1] > config.steps:
         raise InputError(

@@ -27,8 +27,12 @@ from paradigms.core.record import Run, environment, write_whole
 from paradigms.core.signals import StopRequest
 from paradigms.core.state import TrainState
 from paradigms.core.transforms import guarded, loops_are_slow, repeated, run_data, seeded
+from paradigms.core.watchdog import Watchdog
 
 _PENDING = "pending.json"
+
+# Seconds for all programs to be compiled, which one of a large net on many devices may take.
+_FIRST_UPDATE = 1800.0
 
 # Long enough for the cost of a dispatch to vanish, short enough for a lively progress bar.
 _UPDATES_PER_CALL = 100
@@ -119,7 +123,12 @@ def _train(
         trackers.tracking(config, run.directory, step) as track,
         Progress(config.steps, step) as progress,
         _profile(config, run, step) as profile,
+        Watchdog(config.watchdog, run.directory / "stuck.txt", first=_FIRST_UPDATE) as watchdog,
     ):
+
+        def advance(step: int) -> None:
+            progress.advance(step)
+            watchdog.alive()
 
         def evaluate(step: int, metrics: Metrics, state: TrainState) -> None:
             values = {f"train/{k}": v for k, v in per_run(metrics, task.derive).items()}
@@ -147,7 +156,7 @@ def _train(
             steps=config.steps,
             steps_per_call=n,
             callbacks=[Every(config.evaluate_every, evaluate)],
-            on_progress=progress.advance,
+            on_progress=advance,
             last_good=lambda: _last_good(checkpoints),
             stop=lambda: bool(stop),
             pending=_read_pending(run, step),

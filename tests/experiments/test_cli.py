@@ -121,6 +121,8 @@ def test_every_experiment_can_be_built_rehearsed_and_loaded(name):
         (("--batch-size", "1101"), ["batch size 1101", "1 to 1100"]),
         (("--batch-size", "0"), ["batch size 0"]),
         (("--validation", "1297"), ["1297", "1 to 1296"]),
+        (("--watchdog", "-1"), ["--watchdog -1", "expected seconds"]),
+        (("--watchdog", "nan"), ["--watchdog nan", "expected seconds"]),
         (("--profile", "10"), ["--profile 10", "expected FIRST:LAST"]),
         (("--profile", "7:7"), ["--profile 7:7", "smaller one first"]),
         (("--profile=-1:7",), ["--profile -1:7", "expected FIRST:LAST"]),
@@ -261,9 +263,9 @@ def test_updates_that_diverge_may_be_left_out_but_not_all_of_them(command, tmp_p
     assert "skipped" in (tmp_path / "run" / "metrics.csv").read_text()
 
 
-def test_a_trace_lies_in_the_run_directory_and_is_no_other_run(command, tmp_path):
+def test_a_run_may_be_traced_and_watched_and_stays_the_run_that_it_is(command, tmp_path):
     options = ("--run-dir", "run", *TINY)
-    assert command(*options, "--profile", "0:2")[0] == 0
+    assert command(*options, "--profile", "0:2", "--watchdog", "600")[0] == 0
     assert len(list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))) == 1
     (tmp_path / "run" / "summary.json").unlink()
     status, _, stderr = command(*options, "--profile", "1:2")

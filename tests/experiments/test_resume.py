@@ -29,6 +29,22 @@ runpy.run_module("experiments.supervised.digits_mlp", run_name="__main__", alter
 """
 
 
+# Hangs when the checkpoint of step 20 is about to be saved, as on a disk that does not answer.
+STUCK = """
+import runpy, sys, time
+from paradigms.core.checkpoint import Checkpoints
+
+save = Checkpoints.save
+
+def save_for_ever(self, now, state):
+    if now == 20:
+        time.sleep(600)
+    save(self, now, state)
+
+Checkpoints.save = save_for_ever
+runpy.run_module("experiments.supervised.digits_mlp", run_name="__main__", alter_sys=True)
+"""
+
 # Asks its own process to stop once so many updates are done, of five to a dispatch.
 STOPPED = """
 import os, runpy, signal, sys
@@ -92,6 +108,14 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on(python, short, finished, 
     never = python("-c", STOPPED, "SIGTERM", -1, *short, "--run-dir", whole)
     assert never.returncode == 0, never.stderr
     assert (directory / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
+
+
+def test_a_run_that_is_stuck_ends_with_its_checkpoint_as_it_was(python, short, tmp_path):
+    stuck = python("-c", STUCK, *short, "--run-dir", tmp_path, "--watchdog", 3)
+    assert stuck.returncode == 76, stuck.stderr
+    assert stuck.stderr.splitlines()[-1].startswith("stuck: nothing was done for 3 s")
+    assert "in save_for_ever" in (tmp_path / "stuck.txt").read_text()
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["0"]
 
 
 def test_a_run_goes_on_from_the_newest_checkpoint_that_is_whole(python, short, finished, tmp_path):
