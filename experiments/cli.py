@@ -19,7 +19,17 @@ from paradigms.core.signals import EXIT_STATUS
 _ROOT = Path(__file__).parent
 
 # Options that say where and how to look, not what is computed: a run may change them and resume.
-FREE = ("run_dir", "data_dir", "mesh", "debug", "track", "on_nonfinite", "profile", "watchdog")
+FREE = (
+    "run_dir",
+    "data_dir",
+    "mesh",
+    "debug",
+    "track",
+    "on_nonfinite",
+    "spike",
+    "profile",
+    "watchdog",
+)
 
 
 @dataclass(frozen=True)
@@ -44,8 +54,12 @@ class Options:
     """What the network computes in; parameters, losses and metrics stay float32."""
     debug: bool = False
     """Runs without jit and stops at the operation that first produces a NaN."""
-    on_nonfinite: Literal["stop", "skip"] = "stop"
-    """What an update that gives NaN or infinity does: it stops the run, or is left out."""
+    on_nonfinite: Literal["stop", "skip", "rollback"] = "stop"
+    """What an update that gives NaN or infinity does: it stops the run, is left out, or takes the
+    run back to the last evaluation and on from there with other data, three times at most."""
+    spike: float = 0.0
+    """Above 1: a training loss between two evaluations above so many times its median of the last
+    five stops the run or takes it back, as NaN would; 0 to take it as it comes."""
     track: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Services that get the metrics too, besides metrics.csv; each is an extra to install."""
 
@@ -145,6 +159,13 @@ def prepare(config: Options) -> None:
     batch_size = getattr(config, "batch_size", 1)
     if batch_size < 1:
         raise InputError(f"batch size {batch_size}: --batch-size must be at least 1")
+    if config.spike and not 1 < config.spike < math.inf:
+        raise InputError(f"--spike {config.spike:g}: expected a factor above 1, or 0 for none")
+    if config.spike and config.on_nonfinite == "skip":
+        raise InputError(
+            "--spike --on-nonfinite skip: updates that are done cannot be left out, choose stop or "
+            "rollback"
+        )
     if not 0 <= config.watchdog < math.inf:
         raise InputError(f"--watchdog {config.watchdog:g}: expected seconds, or 0 for none")
     updates = profiled_updates(config)

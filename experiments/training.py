@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import cli, hardware, summaries, trackers
+from experiments import cli, hardware, rollback, summaries, trackers
 from experiments.summaries import per_run, run_of
 from experiments.tasks import Task, check_finite
 from paradigms.core.checkpoint import Checkpoints
 from paradigms.core.errors import NonFiniteError, Stopped
 from paradigms.core.learner import Learner, Metrics
-from paradigms.core.loop import Every, Sums, fit, jit_is_on, step_of
+from paradigms.core.loop import Every, Fitted, Sums, fit, jit_is_on, step_of
 from paradigms.core.mesh import make_mesh, parse_mesh, replicate, shard_state
 from paradigms.core.pictures import draw_curves
 from paradigms.core.profiling import Profile
@@ -96,13 +96,22 @@ def _train(
     fresh = seeded(task.learner, data_axis=task.data_axis)
     data = jax.tree.map(jnp.asarray, task.data)
     keys = jax.vmap(jax.random.key)(jnp.asarray(config.seeds, jnp.uint32))
-    state = task.start(jax.jit(fresh.init)(keys, data))
+    init = jax.jit(fresh.init)
     if mesh is not None:
-        data, state = replicate(data, mesh), shard_state(state, mesh)
+        data = replicate(data, mesh)
 
+    def start() -> TrainState:
+        state = task.start(init(keys, data))
+        return state if mesh is None else shard_state(state, mesh)
+
+    state = start()
+    if config.spike and task.source is None:
+        rollback.check_reported(jax.eval_shape(fresh.update, state, data)[1])
     checkpoints = Checkpoints(run.directory / "checkpoints")
+    rollbacks = rollback.Rollbacks(run, config, checkpoints, start, state.key)
     if checkpoints.steps():
         state = checkpoints.restore(state)
+        rollbacks.resumes(state)
     step = step_of(state)
     if step:
         print(f"resuming {run.directory} at step {step}", file=sys.stderr)
@@ -137,6 +146,8 @@ def _train(
                     f"every update up to step {step} since the last evaluation was left out, for "
                     f"it gave NaN or infinity: {_last_good(checkpoints)}; lower the learning rate"
                 )
+            if config.spike and metrics:
+                rollback.check_loss(config, run, step, values, _last_good(checkpoints))
             if evaluate_validation is not None:
                 held_out = per_run(evaluate_validation(state, evaluation_key), task.derive)
                 values |= {f"validation/{k}": v for k, v in held_out.items()}
@@ -149,61 +160,85 @@ def _train(
         if step == 0:
             evaluate(0, {}, state)
         energy = hardware.EnergyMeter(hardware.local(devices))
-        fitted = fit(
-            learner,
-            state,
-            task.source or (lambda step, n: data),
-            steps=config.steps,
-            steps_per_call=n,
-            callbacks=[Every(config.evaluate_every, evaluate)],
-            on_progress=advance,
-            last_good=lambda: _last_good(checkpoints),
-            stop=lambda: bool(stop),
-            pending=_read_pending(run, step),
-            profile=profile,
-        )
+        pending = _read_pending(run, step)
+        while True:
+            try:
+                fitted = fit(
+                    learner,
+                    state,
+                    task.source or (lambda step, n: data),
+                    steps=config.steps,
+                    steps_per_call=n,
+                    callbacks=[Every(config.evaluate_every, evaluate)],
+                    on_progress=advance,
+                    last_good=lambda: _last_good(checkpoints),
+                    stop=lambda: bool(stop),
+                    pending=pending,
+                    profile=profile,
+                )
+                break
+            except NonFiniteError as error:
+                if config.on_nonfinite != "rollback":
+                    raise
+                state, pending = rollbacks.back(error), None
+                step = step_of(state)
         joules = energy.read()
         if fitted.pending is not None:
-            step += fitted.steps
-            _write_pending(run, step, fitted.pending)
-            if checkpoints.latest() != step:
-                checkpoints.save(step, fitted.state)
+            _keep_to_go_on(run, config, checkpoints, fitted)
             raise Stopped(
-                f"{stop.received} at step {step} of {config.steps}: it is saved in "
-                f"{run.directory}, and the same command goes on from there"
+                f"{stop.received} at step {step_of(fitted.state)} of {config.steps}: it is saved "
+                f"in {run.directory}, and the same command goes on from there"
             )
-    test = evaluate_test(fitted.state, evaluation_key)
-    _save_net(run.directory, task, fitted.state)
+    flops = _flops(task, data)
+    speed = summaries.speed(
+        fitted,
+        examples=task.examples_per_update * len(config.seeds),
+        flops=None if flops is None else flops * len(config.seeds),
+        devices=devices,
+        energy=joules,
+    )
+    return _finish(
+        run,
+        config,
+        task,
+        started,
+        fitted.state,
+        evaluate_test(fitted.state, evaluation_key),
+        rollbacks=rollbacks.log(),
+        speed={**speed, "updates_per_call": n, "flops_per_update": flops},
+        **({} if task.source is None else {"worlds_begun_anew_at": step or None}),
+    )
+
+
+def _finish(
+    run: Run,
+    config: cli.Options,
+    task: Task,
+    started: dict[str, Any],
+    state: TrainState,
+    test: Metrics,
+    **details: Any,
+) -> dict[str, Any]:
+    """Keeps the nets, draws, and writes the summary, of the final state and its test metrics."""
+    _save_net(run.directory, task, state)
     if task.pictures is not None:
-        first = jax.tree.map(lambda leaf: leaf[0], fitted.state)
+        first = jax.tree.map(lambda leaf: leaf[0], state)
         task.pictures(run.directory, run_of(test, 0), first)
     draw_curves(run.read_metrics(), run.directory / "curves.png")
     final = {f"test/{name}": values for name, values in per_run(test, task.derive).items()}
-    params = task.weights(fitted.state)["params"]
-    flops = _flops(task, data)
+    params = task.weights(state)["params"]
     return summaries.finish(
         run,
         config,
         final,
         started,
-        state=fitted.state,
+        state=state,
         before=summaries.before_training(run),
         area_under_curve=summaries.area_under_curve(run),
         input={"shape": list(task.example.shape), "dtype": str(task.example.dtype)},
         examples=config.steps * task.examples_per_update,
         parameters=sum(leaf.size for leaf in jax.tree.leaves(params)) // len(config.seeds),
-        speed={
-            **summaries.speed(
-                fitted,
-                examples=task.examples_per_update * len(config.seeds),
-                flops=None if flops is None else flops * len(config.seeds),
-                devices=devices,
-                energy=joules,
-            ),
-            "updates_per_call": n,
-            "flops_per_update": flops,
-        },
-        **({} if task.source is None else {"worlds_begun_anew_at": step or None}),
+        **details,
     )
 
 
@@ -258,6 +293,16 @@ def _last_good(checkpoints: Checkpoints) -> str:
     if latest is None:
         return "no checkpoint was kept"
     return f"the last good checkpoint is step {latest} in {checkpoints.directory}"
+
+
+def _keep_to_go_on(run: Run, config: cli.Options, checkpoints: Checkpoints, fitted: Fitted) -> None:
+    """Saves what a run that was stopped early goes on from."""
+    step = step_of(fitted.state)
+    _write_pending(run, step, fitted.pending or [])
+    if step % config.evaluate_every:  # or the evaluation has saved it
+        if config.on_nonfinite == "rollback":  # which takes the checkpoint of that evaluation
+            checkpoints.keep = len(checkpoints.steps()) + 1
+        checkpoints.save(step, fitted.state)
 
 
 def _write_pending(run: Run, step: int, sums: Sums) -> None:

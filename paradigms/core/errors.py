@@ -1,4 +1,7 @@
-"""The one exception for a user's mistake."""
+"""What ends a run: a user's mistake, divergence, a request."""
+
+from collections.abc import Mapping
+from typing import Any
 
 
 class InputError(ValueError):
@@ -20,7 +23,20 @@ class MissingExtraError(InputError):
 
 
 class NonFiniteError(ArithmeticError):
-    """Training produced NaN or infinity; the message names the step and where to go back to."""
+    """Training produced NaN or infinity; the message names the step and where to go back to.
+
+    Attributes:
+      step: updates done before the dispatch that produced it.
+      metrics: by name the means of that dispatch, with its updates on their first axis; none where
+        it was told in another way.
+    """
+
+    def __init__(
+        self, message: str, step: int = 0, metrics: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.step = step
+        self.metrics = metrics or {}
 
 
 class Stopped(Exception):  # noqa: N818, for it is no error

@@ -302,5 +302,7 @@ def _check_finite(first_step: int, stacked: Metrics, last_good: Callable[[], str
         update, name = min(found)
         raise NonFiniteError(
             f"{name} is not finite at step {first_step + update + 1}: {last_good()}; lower the "
-            "learning rate, clip the gradient (max_norm), or look with --debug"
+            "learning rate, clip the gradient (max_norm), or look with --debug",
+            first_step,
+            stacked,
         )

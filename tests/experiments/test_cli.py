@@ -121,6 +121,8 @@ def test_every_experiment_can_be_built_rehearsed_and_loaded(name):
         (("--batch-size", "1101"), ["batch size 1101", "1 to 1100"]),
         (("--batch-size", "0"), ["batch size 0"]),
         (("--validation", "1297"), ["1297", "1 to 1296"]),
+        (("--spike", "1"), ["--spike 1", "a factor above 1"]),
+        (("--spike", "2", "--on-nonfinite", "skip"), ["--spike --on-nonfinite skip", "rollback"]),
         (("--watchdog", "-1"), ["--watchdog -1", "expected seconds"]),
         (("--watchdog", "nan"), ["--watchdog nan", "expected seconds"]),
         (("--profile", "10"), ["--profile 10", "expected FIRST:LAST"]),
