@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from paradigms.core.mesh import parameters_are_divided
 from paradigms.core.metrics import Mean
 from paradigms.core.state import PyTree, TrainState
 
@@ -172,8 +173,12 @@ def norm(tree: PyTree) -> jax.Array:
     """The global norm, a float32 scalar.
 
     Small leaves are put into one vector first: a sum for each of them takes a small net on a CPU a
-    quarter of its step (benchmarks/agents.py).
+    quarter of its step (benchmarks/agents.py). Not so where a mesh divides the parameters: to make
+    vectors of them they would be gathered on every device.
     """
+    if parameters_are_divided():
+        squares = [jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(tree)]
+        return jnp.sqrt(sum(squares, start=jnp.zeros(())))
     leaves = [leaf.astype(jnp.float32).ravel() for leaf in jax.tree.leaves(tree)]
     vectors = [leaf for leaf in leaves if leaf.size >= _SMALL]
     if len(vectors) < len(leaves):

@@ -1,9 +1,9 @@
 """Devices, named once at the edge: the mesh, and where batches and states lie on it.
 
-A mesh has up to two axes. `data` holds copies of the state; `fsdp` also shares out the parameters,
-their optimiser moments and their averages (Rajbhandari et al., 2020, ZeRO stage 3,
-https://arxiv.org/abs/1910.02054). A batch is divided over both together, so the number of devices
-that share the work of a step is their product.
+A mesh has up to three axes. `data` holds copies of the state; `fsdp` also shares out the
+parameters, their optimiser moments and their averages (Rajbhandari et al., 2020, ZeRO stage 3,
+https://arxiv.org/abs/1910.02054). A batch is divided over both together. `model` divides the layers
+themselves, of which each device computes a part for the whole batch (`tensor_parallel`).
 
 Algorithms know nothing of this. They run inside `jax.set_mesh(mesh)`, and the few places
 that draw a batch call `constrain_batch`: without it every device would draw the same whole batch
@@ -20,10 +20,12 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from paradigms.core import tensor_parallel
 from paradigms.core.errors import InputError
 from paradigms.core.state import PyTree
 
-AXES = ("data", "fsdp")
+BATCH_AXES = ("data", "fsdp")
+AXES = (*BATCH_AXES, "model")
 
 Rules = Sequence[tuple[str, PartitionSpec]]
 
@@ -71,10 +73,11 @@ def parse_mesh(spec: str | None) -> dict[str, int]:
     for part in spec.split(","):
         name, _, size = (word.strip() for word in part.partition("="))
         where = f"mesh '{spec}'"
-        if name == "model":
-            raise InputError(f"{where}: the axis 'model' is reserved; use data and fsdp for now")
         if name not in AXES:
-            raise InputError(f"{where}: unknown axis '{name}'; write for example 'data=4,fsdp=2'")
+            raise InputError(
+                f"{where}: unknown axis '{name}', not one of {', '.join(AXES)}; "
+                "write for example 'data=4,model=2'"
+            )
         if name in sizes:
             raise InputError(f"{where}: the axis '{name}' is given twice")
         if not (size.isascii() and size.isdigit() and int(size) >= 1):
@@ -115,8 +118,14 @@ def batch_axes(mesh: Mesh | jax.sharding.AbstractMesh) -> tuple[str, ...]:
     """The axes of `mesh` over which a batch is divided; `()` where that divides nothing."""
     # Within shard_map an axis is Manual: what is at hand there is one device's share already.
     kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
-    axes = tuple(name for name in AXES if kinds.get(name) == AxisType.Auto)
+    axes = tuple(name for name in BATCH_AXES if kinds.get(name) == AxisType.Auto)
     return axes if math.prod(mesh.shape[name] for name in axes) > 1 else ()
+
+
+def parameters_are_divided() -> bool:
+    """Whether the mesh that is set has devices which hold but a part of the parameters."""
+    sizes = jax.sharding.get_abstract_mesh().shape
+    return any(size > 1 for axis, size in sizes.items() if axis != "data")
 
 
 def _along(axes: tuple[str, ...], axis: int) -> PartitionSpec:
@@ -212,11 +221,12 @@ def state_shardings(
 ) -> PyTree:
     """Where each leaf of a state lies on the mesh.
 
-    The first rule whose pattern is found in a leaf's path decides. Failing one, a mesh with an
-    `fsdp` axis divides every floating leaf of at least `min_size` elements along its largest
-    dimension that the axis divides. Optimiser moments and averages have the shapes of their
-    parameters, and the path of a parameter within their own, so they are divided alike. All else,
-    and always scalars and PRNG keys, is copied to every device.
+    The first rule whose pattern is found in a leaf's path decides. Failing one, a `model` axis
+    divides what `tensor_parallel` names, and an `fsdp` axis every floating leaf of at least
+    `min_size` elements, along the largest dimension that is left and that the axis divides.
+    Optimiser moments and averages have the shapes of their parameters, and the path of a parameter
+    within their own, so they are divided alike. All else, and always scalars and PRNG keys, is
+    copied to every device.
 
     Args:
       state: arrays, or `jax.eval_shape` of them: with the latter
@@ -224,7 +234,7 @@ def state_shardings(
       mesh: the mesh.
       rules: `(pattern, spec)` pairs, for instance `("head/kernel$", PartitionSpec(None, "fsdp"))`.
         A path reads `params/head/kernel` or `opt_state/0/trace/head/kernel`.
-      min_size: smaller leaves are not worth the communication.
+      min_size: smaller leaves are not worth the communication that `fsdp` takes.
 
     Returns:
       A tree like `state` of `NamedSharding`.
@@ -246,9 +256,9 @@ def state_shardings(
         if found:
             _check_fits(name, leaf.shape, found[0][1], mesh)
             return NamedSharding(mesh, found[0][1])
-        if not jax.dtypes.issubdtype(leaf.dtype, np.floating) or leaf.size < min_size:
+        if not jax.dtypes.issubdtype(leaf.dtype, np.floating):
             return NamedSharding(mesh, PartitionSpec())
-        return NamedSharding(mesh, _largest_dimension(leaf.shape, mesh.shape.get("fsdp", 1)))
+        return NamedSharding(mesh, _usual_spec(name, leaf.shape, mesh, min_size))
 
     shardings = jax.tree_util.tree_map_with_path(shard, state)
     if unused:
@@ -266,11 +276,22 @@ def _compile(pattern: str) -> re.Pattern[str]:
         raise InputError(f"'{pattern}' is not a regular expression: {error}") from error
 
 
-def _largest_dimension(shape: tuple[int, ...], size: int) -> PartitionSpec:
-    divisible = [axis for axis, length in enumerate(shape) if size > 1 and length % size == 0]
-    if not divisible:
-        return PartitionSpec()
-    return _along(("fsdp",), max(divisible, key=lambda axis: shape[axis]))
+def _usual_spec(name: str, shape: tuple[int, ...], mesh: Mesh, min_size: int) -> PartitionSpec:
+    """How a floating leaf is divided that no rule of the caller's names."""
+    entries: list[Any] = [None] * len(shape)
+    model = tensor_parallel.dimension(name, shape, mesh.shape.get("model", 1))
+    if model is not None:
+        entries[model] = "model"
+    devices = mesh.shape.get("fsdp", 1)
+    if devices > 1 and math.prod(shape) >= min_size:
+        left = [
+            axis for axis, length in enumerate(shape) if axis != model and length % devices == 0
+        ]
+        if left:
+            entries[max(left, key=lambda axis: shape[axis])] = ("fsdp",)
+    while entries and entries[-1] is None:
+        entries.pop()
+    return PartitionSpec(*entries)
 
 
 def _check_fits(name: str, shape: tuple[int, ...], spec: PartitionSpec, mesh: Mesh) -> None:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import strategies
 import worlds
 from jax.sharding import PartitionSpec as P
 
@@ -173,7 +174,40 @@ def rules_come_first():
         mesh.state_shardings(odd, eight, [("^a$", P("fsdp"))])
 
 
+def the_model_axis_divides_by_name():
+    """Of a transformer by columns and rows; on top of that, `fsdp` takes another dimension."""
+    net, _ = nets.gpt(96, layers=1, heads=2, width=32, context=8, bias=True)
+    params, _ = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((2, 8), jnp.int32))
+    both = mesh.make_mesh("data=2,fsdp=2,model=2")
+    shardings = mesh.state_shardings({"params": params}, both, min_size=0)["params"]
+    block = shardings["block_0"]
+    columns, rows, whole = P(("fsdp",), "model"), P("model", ("fsdp",)), P(("fsdp",))
+    for layer, kernel, bias in (
+        *((block["SelfAttention_0"][name], columns, P("model")) for name in ("query", "value")),
+        (block["SelfAttention_0"]["out"], rows, whole),
+        (block["Dense_0"], columns, P("model")),
+        (block["Dense_1"], rows, whole),
+    ):
+        assert (layer["kernel"].spec, layer["bias"].spec) == (kernel, bias)
+    assert shardings["tokens"]["embedding"].spec == rows
+    assert block["LayerNorm_0"]["scale"].spec == whole
+
+    four = mesh.make_mesh("data=2,model=4")
+    odd = {"Conv_0": {"kernel": jnp.ones((3, 3, 4, 8))}, "Dense_0": {"kernel": jnp.ones((8, 10))}}
+    shardings = mesh.state_shardings(odd, four)
+    assert shardings["Conv_0"]["kernel"].spec == P(None, None, None, "model")
+    assert shardings["Dense_0"]["kernel"].is_fully_replicated  # 10 does not divide by 4
+    # Seeds come first; a rule of the caller's comes before those of the library.
+    seeds = {"Dense_3": {"kernel": jnp.ones((4, 8, 16))}}
+    shardings = mesh.state_shardings(seeds, four)
+    assert shardings["Dense_3"]["kernel"].spec == P(None, "model")
+    shardings = mesh.state_shardings(seeds, four, [("kernel", P("model"))])
+    assert shardings["Dense_3"]["kernel"].spec == P("model")
+
+
 def batches_divide_over_all_axes():
+    batch = mesh.shard_batch({"x": np.ones((4, 3))}, mesh.make_mesh("data=4,model=2"))
+    assert batch["x"].addressable_shards[0].data.shape == (1, 3)  # the pair has the same row
     for text in ("data=8", "fsdp=8", "data=4,fsdp=2"):
         eight = mesh.make_mesh(text)
         host = {"image": np.arange(16 * 3, dtype=np.uint8).reshape(16, 3), "weight": 2.0}
@@ -393,6 +427,7 @@ if __name__ == "__main__":
         work_falls_with_the_devices,
         fsdp_divides_parameters_moments_and_averages,
         rules_come_first,
+        the_model_axis_divides_by_name,
         batches_divide_over_all_axes,
         constraints_work_under_every_transformation,
         the_second_step_compiles_nothing,
@@ -400,6 +435,9 @@ if __name__ == "__main__":
         batches_from_the_host_divide_their_work,
         agents_divide_their_worlds_and_their_learning,
         joint_embeddings_see_the_global_batch,
+        strategies.strategies_agree_with_one_device,
+        strategies.collectives_are_the_golden_ones,
+        strategies.a_run_goes_on_with_another_mesh,
     ):
         check()
         print(check.__name__, "passed")

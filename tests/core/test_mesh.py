@@ -25,6 +25,7 @@ from paradigms.core.errors import InputError
         ("data=8", {"data": 8}),
         ("data=4, fsdp=2", {"data": 4, "fsdp": 2}),
         ("fsdp=2", {"fsdp": 2}),
+        ("data=4,model=2", {"data": 4, "model": 2}),
     ],
 )
 def test_a_mesh_is_read(text, sizes):
@@ -35,7 +36,7 @@ def test_a_mesh_is_read(text, sizes):
     ("text", "words"),
     [
         ("rows=2", "unknown axis 'rows'"),
-        ("model=2", "reserved"),
+        ("model=0", "'model' needs a whole number"),
         ("data=two", "whole number of at least 1, not 'two'"),
         ("data=0", "whole number"),
         ("data=-1", "whole number"),
@@ -96,12 +97,11 @@ def test_joining_too_late_is_one_line():
     assert "\n" not in str(caught.value)
 
 
-def test_on_eight_devices():
-    """Runs `eight_devices.py`, whose process alone has eight devices."""
-    script = Path(__file__).with_name("eight_devices.py")
+def with_eight_devices(script):
+    """Runs a script beside this file in a process that alone has eight devices."""
     flags = "--xla_force_host_platform_device_count=8"
     done = subprocess.run(
-        [sys.executable, "-W", "error", str(script)],
+        [sys.executable, "-W", "error", str(Path(__file__).with_name(script))],
         env={
             **os.environ,
             "XLA_FLAGS": flags,
@@ -111,9 +111,18 @@ def test_on_eight_devices():
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
-        timeout=600,  # a guard against hanging: a busy machine takes its time
+        timeout=1200,  # a guard against hanging: a busy machine takes its time
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_on_eight_devices():
+    with_eight_devices("eight_devices.py")
+
+
+@pytest.mark.slow
+def test_a_learner_of_each_paradigm_agrees_on_every_mesh():
+    with_eight_devices("strategies.py")
 
 
 @pytest.mark.slow

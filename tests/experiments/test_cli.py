@@ -130,7 +130,7 @@ def test_every_experiment_can_be_built_rehearsed_and_loaded(name):
         (("--profile=-1:7",), ["--profile -1:7", "expected FIRST:LAST"]),
         (("--steps", "9", "--profile", "5:10"), ["--profile 5:10", "only 9 updates (--steps)"]),
         (("--mesh", "data=3"), ["data=3", "3 devices"]),
-        (("--mesh", "model=1"), ["model"]),
+        (("--mesh", "model=3"), ["model=3", "3 devices"]),
         (("--mesh", "data"), ["mesh 'data'"]),
     ],
 )
