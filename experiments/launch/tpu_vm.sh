@@ -6,8 +6,8 @@
 #
 # Before that, on every host (gcloud compute tpus tpu-vm ssh --worker=all): this repository in
 # ~/paradigms, installed with '.[experiments,tpu]', and a file system that all hosts share at
-# RUN_DIR. A run that was asked to stop, or has lost a host, leaves with status 75: the same command
-# with the same run directory resumes, here after a pause, or given again by hand.
+# RUN_DIR. A run that was asked to stop, or has lost a host, leaves with status 75 (134 where jax ends
+# it): the same command with the same run directory resumes, here after a pause, or given by hand.
 set -euo pipefail
 
 experiment=$1
@@ -18,7 +18,7 @@ while true; do
   status=0
   gcloud compute tpus tpu-vm ssh "$TPU" --zone "$ZONE" --worker=all --command "$command" ||
     status=$?
-  if [ "$status" -ne 75 ]; then
+  if [ "$status" -ne 75 ] && [ "$status" -ne 134 ]; then
     exit "$status"
   fi
   sleep 30

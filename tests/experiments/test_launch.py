@@ -42,7 +42,7 @@ def test_a_script_parses(name):
     subprocess.run(["bash", "-n", FOLDER / name], check=True)
 
 
-def launched(name, folder, statuses):
+def launched(name, folder, statuses, **variables):
     """Runs a script where all that it calls is noted; its main command ends as told, one by one."""
     (folder / "statuses").write_text("\n".join(map(str, statuses)) + "\n")
     for called, status in {
@@ -62,6 +62,7 @@ def launched(name, folder, statuses):
         env={
             "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}",
             **{"RUN_DIR": "/runs/x", "SLURM_JOB_ID": "7", "TPU": "pod", "ZONE": "zone"},
+            **variables,
         },
     )
     return done.returncode, (folder / "calls").read_text().splitlines()
@@ -70,14 +71,19 @@ def launched(name, folder, statuses):
 def test_a_stopped_slurm_job_is_put_into_the_queue_again(tmp_path):
     command = "srun --kill-on-bad-exit=1 python -m experiments.supervised.digits_mlp"
     command += " --run-dir /runs/x --mesh data=2 --width a b"
-    assert launched("slurm.sbatch", tmp_path, [75]) == (75, [command, "scontrol requeue 7"])
-    for status in (0, 2, 3):
+    again = [command, "scontrol requeue 7"]
+    # Stopped, or a process was killed or ended by jax, which shall not go on for ever.
+    for status in (75, 134, 137):
+        assert launched("slurm.sbatch", tmp_path, [status]) == (status, again)
         (tmp_path / "calls").unlink()
-        assert launched("slurm.sbatch", tmp_path, [status]) == (status, [command])
+    often = {"SLURM_RESTART_COUNT": "10"}
+    for status, variables in ((0, {}), (2, {}), (3, {}), (137, often)):
+        assert launched("slurm.sbatch", tmp_path, [status], **variables) == (status, [command])
+        (tmp_path / "calls").unlink()
 
 
 def test_a_stopped_run_on_a_tpu_goes_on_by_the_same_command(tmp_path):
-    status, calls = launched("tpu_vm.sh", tmp_path, [75, 75, 2])
+    status, calls = launched("tpu_vm.sh", tmp_path, [75, 134, 2])
     command, pause, *_ = calls
     assert status == 2 and calls == [command, pause, command, pause, command]
     words = "experiments.supervised.digits_mlp --run-dir /runs/x --mesh data=2 --width a\\ b"
@@ -102,6 +108,6 @@ def test_jobset_ends_for_mistakes_alone_and_starts_all_hosts_again_else():
 
 def test_skypilot_starts_again_on_the_status_of_a_stopped_run():
     task = yaml.safe_load((FOLDER / "skypilot.yaml").read_text())
-    assert task["resources"]["job_recovery"]["recover_on_exit_codes"] == [EXIT_STATUS]
+    assert task["resources"]["job_recovery"]["recover_on_exit_codes"] == [EXIT_STATUS, 134]
     assert task["resources"]["use_spot"] and "/runs" in task["volumes"]
     subprocess.run(["bash", "-n"], input=task["run"], text=True, check=True)
