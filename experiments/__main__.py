@@ -6,6 +6,7 @@ python -m experiments compare RUN_DIR RUN_DIR...             their metrics and c
 python -m experiments reproduce NAME                         a published result, once more
 python -m experiments verify RUN_DIR                         are its checkpoints still whole?
 python -m experiments export RUN_DIR FILE.safetensors        its weights; FILE.jax: its function
+python -m experiments memory NAME --mesh data=64,fsdp=4      what each of so many devices needs
 python -m experiments publish RUN_DIR [--as NAME]            keeps a finished run as our result
 python -m experiments report [--check]                       writes the tables in README.md
 """
@@ -15,7 +16,7 @@ import runpy
 import sys
 from pathlib import Path
 
-from experiments import catalogue, comparison, prediction, report, speed, verification
+from experiments import catalogue, comparison, memory, prediction, report, speed, verification
 from paradigms.core.errors import InputError
 
 
@@ -47,12 +48,17 @@ def main() -> None:
     again.add_argument("--run-dir", type=Path, help="by default runs/reproduced/NAME")
     verify = commands.add_parser("verify", help="compare checkpoints with what was written")
     verify.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    size = commands.add_parser(
+        "memory", help="compile for a mesh of any size, and tell what each device needs"
+    )
+    size.add_argument("name", help="of the experiment; options behind it go there")
+    size.add_argument("--mesh", required=True)
     export = commands.add_parser("export", help="write the trained net for other programs")
     export.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     export.add_argument("file", type=Path, metavar="FILE")
     export.add_argument("--run", type=int, default=0, help="which of the runs, from 0")
     arguments, others = parser.parse_known_args()
-    if others and arguments.command != "reproduce":
+    if others and arguments.command not in ("reproduce", "memory"):
         parser.error(f"unrecognized arguments: {' '.join(others)}")
     try:
         if arguments.command == "run":
@@ -63,6 +69,8 @@ def main() -> None:
             comparison.compare(arguments.run_dirs, arguments.picture)
         elif arguments.command == "reproduce":
             sys.exit(comparison.reproduce(arguments.name, others, arguments.run_dir))
+        elif arguments.command == "memory":
+            memory.report(arguments.name, arguments.mesh, others)
         elif arguments.command == "verify":
             sys.exit(verification.verify(arguments.run_dir))
         elif arguments.command == "export":
