@@ -49,7 +49,7 @@ class Options:
     data_dir: Path | None = None
     """Where data sets are; by default $PARADIGMS_DATA_DIR, then ~/tensorflow_datasets."""
     mesh: str = ""
-    """Devices to use, for instance "data=8" or "fsdp=8"; by default one."""
+    """Devices to use, for instance "data=8", "fsdp=8" or "data=4,model=2"; by default one."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """What the network computes in; parameters, losses and metrics stay float32."""
     debug: bool = False
@@ -92,9 +92,14 @@ def run(main: Callable[[Config], None], config_type: type[Config]) -> None:
         if config.smoke:
             # What was asked for by name holds in a rehearsal too.
             config = parse(config_type, name, module.__doc__, default=config.rehearsal())
-        prepare(config)
-        _check_network(module, config)
-        main(config)
+        from experiments import processes  # brings jax, which help does not need
+
+        with processes.joined():
+            if not processes.records():
+                config = dataclasses.replace(config, track=())
+            prepare(config)
+            _check_network(module, config)
+            main(config)
 
 
 def parse(config_type: type[Parsed], name: str, description: str | None, **options: Any) -> Parsed:
@@ -264,5 +269,5 @@ def _check_network(module: ModuleType, config: Options) -> None:
 
 
 def _leave(message: str, status: int, kind: str = "error") -> None:
-    print(f"{kind}: {message}", file=sys.stderr)
+    print(f"{kind}: {message}", file=sys.stderr, flush=True)
     sys.exit(status)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import cli, hardware, rollback, summaries, trackers
+from experiments import cli, hardware, processes, rollback, summaries, trackers
 from experiments.summaries import per_run, run_of
 from experiments.tasks import Task, check_finite
 from paradigms.core.checkpoint import Checkpoints
@@ -58,13 +58,14 @@ def train(
     """
     trackers.check(config)
     started = environment()  # before hours pass in which the source may change
-    with StopRequest() as stop, open_run(main, config, part) as run:
+    with processes.stop_request() as stop, open_run(main, config, part) as run:
         if run.finished:
             return run.summary()
-        mesh = make_mesh(config.mesh) if parse_mesh(config.mesh) else None
+        mesh = make_mesh(config.mesh) if parse_mesh(config.mesh) or processes.several() else None
         started["device_count"] = 1 if mesh is None else mesh.size
         with jax.set_mesh(mesh) if mesh is not None else contextlib.nullcontext():
-            return _train(run, config, task, mesh, started, stop)
+            kept = directory_of(main, config) / part
+            return _train(run, kept, config, task, mesh, started, stop)
 
 
 def directory_of(main: Callable[..., Any], config: cli.Options) -> Path:
@@ -76,7 +77,7 @@ def open_run(main: Callable[..., Any], config: cli.Options, part: str = "") -> R
     """Opens the run directory, says so if it is finished already."""
     directory = directory_of(main, config) / part
     settings = {"experiment": cli.name_of(main), **cli.to_json(config)}
-    run = Run.open(directory, settings, ignored=cli.FREE)
+    run = processes.open_run(directory, settings, ignored=cli.FREE)
     if run.finished:
         print(f"{directory} is finished: summary.json has the result, --run-dir starts another")
     return run
@@ -84,6 +85,7 @@ def open_run(main: Callable[..., Any], config: cli.Options, part: str = "") -> R
 
 def _train(
     run: Run,
+    kept: Path,
     config: cli.Options,
     task: Task,
     mesh: Any,
@@ -107,7 +109,8 @@ def _train(
     state = start()
     if config.spike and task.source is None:
         rollback.check_reported(jax.eval_shape(fresh.update, state, data)[1])
-    checkpoints = Checkpoints(run.directory / "checkpoints")
+    checkpoints = Checkpoints(kept / "checkpoints")
+    processes.check_same(checkpoints)
     rollbacks = rollback.Rollbacks(run, config, checkpoints, start, state.key)
     if checkpoints.steps():
         state = checkpoints.restore(state)
@@ -199,6 +202,7 @@ def _train(
     )
     return _finish(
         run,
+        kept,
         config,
         task,
         started,
@@ -212,6 +216,7 @@ def _train(
 
 def _finish(
     run: Run,
+    kept: Path,
     config: cli.Options,
     task: Task,
     started: dict[str, Any],
@@ -220,7 +225,8 @@ def _finish(
     **details: Any,
 ) -> dict[str, Any]:
     """Keeps the nets, draws, and writes the summary, of the final state and its test metrics."""
-    _save_net(run.directory, task, state)
+    _save_net(kept, task, state)
+    state = processes.gathered(state)
     if task.pictures is not None:
         first = jax.tree.map(lambda leaf: leaf[0], state)
         task.pictures(run.directory, run_of(test, 0), first)

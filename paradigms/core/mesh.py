@@ -36,29 +36,49 @@ def initialize_distributed(
     """Joins this process to the others of the run; does nothing for a run of one process.
 
     Call it before anything else touches a device. It acts when `coordinator` is given or the
-    variable `JAX_COORDINATOR_ADDRESS` is set.
+    variable `JAX_COORDINATOR_ADDRESS` is set. A process that is silent for 20 seconds counts as
+    lost, and jax then ends the others.
 
     Args:
       coordinator: `host:port` of process 0, or `"auto"` where the cluster says it (TPU pods,
-        Slurm, Open MPI).
-      processes: how many processes there are; None where the cluster says it.
-      index: which of them this is, from 0; None where the cluster says it.
+        Slurm, Open MPI); by default `JAX_COORDINATOR_ADDRESS`.
+      processes: how many processes there are; by default `JAX_NUM_PROCESSES`, and without that what
+        the cluster says.
+      index: which of them this is, from 0; by default `JAX_PROCESS_ID`, and without that what the
+        cluster says.
 
     Raises:
-      InputError: the processes cannot be joined.
+      InputError: the processes cannot be joined, or a variable is not a number.
     """
-    if coordinator is None and "JAX_COORDINATOR_ADDRESS" not in os.environ:
+    coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
+    if coordinator is None or jax.distributed.is_initialized():
         return
-    if jax.distributed.is_initialized():
-        return
-    address = None if coordinator == "auto" else coordinator
+    processes = _from_environment("JAX_NUM_PROCESSES") if processes is None else processes
+    index = _from_environment("JAX_PROCESS_ID") if index is None else index
+    if coordinator == "auto":
+        os.environ.pop("JAX_COORDINATOR_ADDRESS", None)  # jax would take the word for an address
     try:
-        jax.distributed.initialize(address, processes, index)
+        jax.distributed.initialize(
+            None if coordinator == "auto" else coordinator,
+            processes,
+            index,
+            heartbeat_timeout_seconds=20,
+            shutdown_timeout_seconds=60,
+        )
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise InputError(
             f"cannot join process {index} of {processes} at {coordinator}: {reason}"
         ) from error
+
+
+def _from_environment(name: str) -> int | None:
+    text = os.environ.get(name)
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit()):
+        raise InputError(f"{name} is '{text}': expected a number such as 2")
+    return int(text)
 
 
 def parse_mesh(spec: str | None) -> dict[str, int]:
@@ -171,28 +191,48 @@ def _check_divisible(batch: int, shards: int) -> None:
         )
 
 
-def shard_batch(tree: PyTree, mesh: Mesh, axis: int = 0) -> PyTree:
+def batch_share(mesh: Mesh) -> tuple[int, int]:
+    """Which share of every batch this process reads, and how many shares there are.
+
+    Processes whose devices work on the same rows, together along `model`, read the same share. For
+    a stream: `Stream(..., process_index=index, process_count=count)`.
+    """
+    axes = batch_axes(mesh)
+    order = [*axes, *(name for name in mesh.axis_names if name not in axes)]
+    devices = mesh.devices.transpose([mesh.axis_names.index(name) for name in order])
+    rows = devices.reshape(math.prod(mesh.shape[name] for name in axes), -1)
+    own = [
+        row
+        for row, holders in enumerate(rows)
+        if any(device.process_index == jax.process_index() for device in holders)
+    ]
+    return min(own) // len(own), len(rows) // len(own)
+
+
+def shard_batch(tree: PyTree, mesh: Mesh, axis: int = 0, *, own_share: bool = False) -> PyTree:
     """Puts a batch from the host on the mesh, divided along dimension `axis`.
 
     Args:
-      tree: arrays `[..., B, ...]`. With several processes each passes its own equal share, which
-        stays on its own devices, and gets the global batch back.
+      tree: arrays `[..., B, ...]`, the whole batch in every process.
       mesh: where to put it.
       axis: the batch dimension, not negative; leaves without it are copied to every device.
+      own_share: each process passes its `batch_share` alone, `B / count` rows, which stay on its
+        own devices; what comes back is the global batch all the same.
 
     Raises:
       InputError: the global batch does not divide by the number of devices that share it.
     """
     axes = batch_axes(mesh)
     shards = math.prod(mesh.shape[name] for name in axes)
+    shares = batch_share(mesh)[1] if own_share else 1
 
     def put(leaf: Any) -> jax.Array:
         if np.ndim(leaf) <= axis or not axes:
             return replicate(leaf, mesh)
-        _check_divisible(np.shape(leaf)[axis] * jax.process_count(), shards)
+        _check_divisible(np.shape(leaf)[axis] * shares, shards)
         sharding = NamedSharding(mesh, _along(axes, axis))
-        if jax.process_count() == 1:
-            return jax.device_put(leaf, sharding)
+        if not own_share:
+            return _put(leaf, sharding)
         return jax.make_array_from_process_local_data(sharding, np.asarray(leaf))
 
     return jax.tree.map(put, tree)

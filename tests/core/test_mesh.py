@@ -90,6 +90,26 @@ def test_one_process_joins_nobody(monkeypatch):
     assert not jax.distributed.is_initialized()
 
 
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"JAX_COORDINATOR_ADDRESS": "auto"}, "cannot join process None of None at auto"),
+        ({"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "two"}, "JAX_NUM_PROCESSES is"),
+    ],
+)
+def test_joining_by_bad_variables_is_one_line(variables, words, monkeypatch):
+    def initialize(coordinator, processes, index, **_):
+        assert (coordinator, processes, index) == (None, None, None)
+        assert "JAX_COORDINATOR_ADDRESS" not in os.environ  # jax would take "auto" for an address
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=words):
+        mesh.initialize_distributed()
+
+
 def test_joining_too_late_is_one_line():
     jax.devices()  # the backend is up, as it is whenever this is called too late
     with pytest.raises(InputError, match="cannot join process 0 of 1") as caught:
