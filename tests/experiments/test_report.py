@@ -280,7 +280,7 @@ def test_speeds_below_their_aim_come_first(tmp_path, monkeypatch):
     ]
     for damaged in ("", "{}"):
         (tmp_path / "gpt.json").write_text(damaged)
-        with pytest.raises(InputError, match=r"gpt.json is missing or damaged"):
+        with pytest.raises(InputError, match=r"gpt.json is damaged"):
             speed.markdown()
 
 
