@@ -7,23 +7,21 @@
           of the time of `ppo_cartpole` and of `dqn_cartpole` what its evaluations take, at the most
 
 The loops by hand do the same updates on the same networks with the same optimiser and nothing else:
-no metrics, no episode returns, no schedule but the one there is. Rounds are interleaved, so that a
-drift of the machine's speed meets all alike; each figure is the median over rounds with the
-quartiles. `of_hand` is the median over rounds of our speed over that of the loop by hand of the
-same round.
+no metrics, no episode returns, no schedule but the one there is. How it is measured is in
+`measuring`. The first two have files of their own, as other systems have.
 
   python -m experiments.benchmarks.agents            some minutes on two CPU cores
+  python -m experiments.benchmarks ppo dqn           the first two alone
 """
 
 import json
-import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -31,10 +29,10 @@ import numpy as np
 import optax
 
 import nets
-from experiments import agents
+from experiments import agents, speed
+from experiments.benchmarks.measuring import Ready, System, interleaved, write
 from experiments.reinforcement import dqn_cartpole, ppo_cartpole
 from paradigms.core import optimizers
-from paradigms.core.record import environment
 from paradigms.core.transforms import repeated
 from paradigms.reinforcement import (
     Agent,
@@ -47,8 +45,7 @@ from paradigms.reinforcement import (
     uniform_replay,
 )
 
-UPDATES = {"ppo": 100, "dqn": 2000}
-STEPS = {"ppo": 512, "dqn": 10}
+PPO_STEPS, DQN_STEPS = 512, 10
 REPEATS = 10_000
 SLOTS = (10_000, 100_000, 1_000_000)
 Part = Literal["ppo", "dqn", "replay", "evaluation_share"]
@@ -62,35 +59,27 @@ class Config:
     """What to measure."""
     rounds: int = 15
     """Interleaved rounds, after one that is not counted."""
-    output: Path = Path("experiments/results/benchmarks/agents.json")
-    """Where the figures go."""
+    output: Path = speed.FOLDER
+    """The folder where the figures go."""
 
 
-class Program(NamedTuple):
-    """Something compiled, with a state to start from."""
-
-    run: Callable[[Any], Any]
-    start: Any
-    compile_seconds: float
-
-
-def compiled(function: Callable[[Any], Any], start: Any) -> Program:
+def compiled(function: Callable[[Any], Any], start: Any) -> Ready:
     """Compiles without donation, so that every round starts from the same state."""
     begin = time.perf_counter()
-    run = jax.jit(function).lower(start).compile()
-    return Program(run, start, time.perf_counter() - begin)
+    program = jax.jit(function).lower(start).compile()
+    compile_seconds = time.perf_counter() - begin
+
+    def run() -> float:
+        begin = time.perf_counter()
+        jax.block_until_ready(program(start))
+        return time.perf_counter() - begin
+
+    return Ready(run, compile_seconds)
 
 
-def timed(programs: dict[str, Program], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every program in interleaved rounds."""
-    seconds: dict[str, list[float]] = {name: [] for name in programs}
-    for round_number in range(rounds + 1):
-        for name, program in programs.items():
-            begin = time.perf_counter()
-            jax.block_until_ready(program.run(program.start))
-            if round_number:
-                seconds[name].append(time.perf_counter() - begin)
-    return seconds
+def timed(programs: Mapping[str, Ready], rounds: int) -> dict[str, np.ndarray]:
+    """Seconds of every program in rounds that take turns."""
+    return interleaved({name: program.run for name, program in programs.items()}, rounds)
 
 
 # Ours ---------------------------------------------------------------------------------------------
@@ -102,15 +91,15 @@ def ppo_optimizer() -> optax.GradientTransformation:
     return optimizers.adam(annealed, eps=1e-5, max_norm=0.5)
 
 
-def our_ppo() -> Program:
+def our_ppo(updates: int) -> Ready:
     """The learner of `reinforcement/ppo_cartpole`."""
     agent = ppo(nets.actor_critic((64, 64), 2), ppo_optimizer())
     learner = interact(agent, from_gymnax("CartPole-v1"), num_envs=4, num_steps=128)
-    fused = repeated(learner, UPDATES["ppo"])
+    fused = repeated(learner, updates)
     return compiled(lambda state: fused.update(state, ()), learner.init(jax.random.key(0), ()))
 
 
-def our_dqn() -> Program:
+def our_dqn(updates: int) -> Ready:
     """The learner of `reinforcement/dqn_cartpole`, past its warm-up."""
     agent = dqn(
         nets.q_network((120, 84), 2),
@@ -121,7 +110,7 @@ def our_dqn() -> Program:
         double=False,
     )
     learner = interact(agent, from_gymnax("CartPole-v1"), num_envs=1, num_steps=10)
-    fused = repeated(learner, UPDATES["dqn"])
+    fused = repeated(learner, updates)
     return compiled(lambda state: fused.update(state, ()), learner.init(jax.random.key(0), ()))
 
 
@@ -151,7 +140,7 @@ def cartpole() -> tuple[Callable[..., Any], Callable[..., Any]]:
     return reset, step
 
 
-def hand_ppo() -> Program:
+def hand_ppo(updates: int) -> Ready:
     """PPO as one function, without a line that it could do without."""
     reset, step = cartpole()
     net, optimizer = nets.actor_critic((64, 64), 2), ppo_optimizer()
@@ -233,12 +222,12 @@ def hand_ppo() -> Program:
         return params, optimizer.init(params), obs, world, key
 
     return compiled(
-        lambda carry: jax.lax.scan(update, carry, None, length=UPDATES["ppo"])[0],
+        lambda carry: jax.lax.scan(update, carry, None, length=updates)[0],
         start(jax.random.key(0)),
     )
 
 
-def hand_dqn() -> Program:
+def hand_dqn(updates: int) -> Ready:
     """DQN as one function, without a line that it could do without."""
     reset, step = cartpole()
     net, optimizer = nets.q_network((120, 84), 2), optimizers.adam(2.5e-4)
@@ -307,7 +296,7 @@ def hand_dqn() -> Program:
         return params, target, optimizer.init(params), ring, jnp.int32(0), obs, world, key
 
     return compiled(
-        lambda carry: jax.lax.scan(update, carry, None, length=UPDATES["dqn"])[0],
+        lambda carry: jax.lax.scan(update, carry, None, length=updates)[0],
         start(jax.random.key(0)),
     )
 
@@ -315,7 +304,7 @@ def hand_dqn() -> Program:
 # Replay -------------------------------------------------------------------------------------------
 
 
-def replay_programs() -> dict[str, Program]:
+def replay_programs() -> dict[str, Ready]:
     """Many writes and draws in a loop, where the memory is changed in place."""
     example = {
         "obs": jnp.zeros((10, 1, 4)),
@@ -348,7 +337,7 @@ def replay_programs() -> dict[str, Program]:
 # Evaluation ---------------------------------------------------------------------------------------
 
 
-def evaluation_programs(experiment: ModuleType, make: Callable[..., Agent]) -> dict[str, Program]:
+def evaluation_programs(experiment: ModuleType, make: Callable[..., Agent]) -> dict[str, Ready]:
     """The updates from one evaluation to the next, and one evaluation of the longest kind."""
     config = experiment.Config()
     agent, env = make(config, experiment.network(config)), from_gymnax("CartPole-v1")
@@ -378,33 +367,13 @@ def evaluation_shares(rounds: int) -> dict[str, Any]:
     shares = {}
     for experiment, make in ((ppo_cartpole, agents.ppo), (dqn_cartpole, agents.dqn)):
         seconds = timed(evaluation_programs(experiment, make), rounds)
-        updates, evaluation = (np.asarray(seconds[k]) for k in ("updates", "evaluation"))
+        updates, evaluation = seconds["updates"], seconds["evaluation"]
         shares[experiment.__name__.rpartition(".")[2]] = {
             "updates_seconds": float(np.median(updates)),
             "evaluation_seconds": float(np.median(evaluation)),
             "share": float(np.median(evaluation / (updates + evaluation))),
         }
     return shares
-
-
-def compare(name: Literal["ppo", "dqn"], rounds: int) -> dict[str, Any]:
-    """Environment steps per second of ours and of the loop by hand."""
-    programs = {
-        "ours": our_ppo() if name == "ppo" else our_dqn(),
-        "hand": hand_ppo() if name == "ppo" else hand_dqn(),
-    }
-    seconds = timed(programs, rounds)
-    steps = UPDATES[name] * STEPS[name]
-    result: dict[str, Any] = {}
-    for mode, values in seconds.items():
-        low, middle, high = np.quantile(steps / np.asarray(values), (0.25, 0.5, 0.75))
-        result[mode] = {
-            "environment_steps_per_second": float(middle),
-            "quartiles": [float(low), float(high)],
-            "compile_seconds": programs[mode].compile_seconds,
-        }
-    ratio = np.median(np.asarray(seconds["hand"]) / np.asarray(seconds["ours"]))
-    return {**result, "of_hand": float(ratio)}
 
 
 def replay_costs(rounds: int) -> dict[str, Any]:
@@ -416,21 +385,54 @@ def replay_costs(rounds: int) -> dict[str, Any]:
     }
 
 
+def steps_per_second(steps: int) -> Callable[[Mapping[str, np.ndarray]], dict[str, Any]]:
+    """Speeds in the unit of reinforcement learning, of updates of so many environment steps."""
+
+    def derive(seconds: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        return {
+            name: {"environment_steps_per_second": float(np.median(steps / values))}
+            for name, values in seconds.items()
+        }
+
+    return derive
+
+
+def ppo_system() -> System:
+    """To be measured."""
+    return System(
+        ours={"paradigms": our_ppo},
+        bare={"hand": hand_ppo},
+        updates=100,
+        derive=steps_per_second(PPO_STEPS),
+    )
+
+
+def dqn_system() -> System:
+    """To be measured."""
+    return System(
+        ours={"paradigms": our_dqn},
+        bare={"hand": hand_dqn},
+        updates=2000,
+        derive=steps_per_second(DQN_STEPS),
+    )
+
+
 def main(config: Config, argv: Sequence[str]) -> None:
     """Measures, writes the figures and prints them."""
-    results: dict[str, Any] = {"rounds": config.rounds}
-    for part in config.parts:
-        if part == "replay":
-            results[part] = replay_costs(config.rounds)
-        elif part == "evaluation_share":
-            results[part] = evaluation_shares(config.rounds)
-        else:
-            results[part] = compare(part, config.rounds)
-        print(part, json.dumps(results[part], indent=2), flush=True)
-    results["command"] = shlex.join(["python", "-m", "experiments.benchmarks.agents", *argv])
-    results["environment"] = environment()
-    config.output.parent.mkdir(parents=True, exist_ok=True)
-    config.output.write_text(json.dumps(results, indent=2) + "\n")
+    from experiments.benchmarks import __main__ as command
+
+    systems = tuple(part for part in config.parts if part in ("ppo", "dqn"))
+    if systems:
+        command.run(command.Config(systems, peers=True, rounds=config.rounds, output=config.output))
+    results: dict[str, Any] = {}
+    if "replay" in config.parts:
+        results["replay"] = replay_costs(config.rounds)
+    if "evaluation_share" in config.parts:
+        results["evaluation_share"] = evaluation_shares(config.rounds)
+    if results:
+        print(json.dumps(results, indent=2))
+        path = config.output / "agents.json"
+        write(path, {"rounds": config.rounds, **results}, "benchmarks.agents", argv)
 
 
 if __name__ == "__main__":

@@ -9,18 +9,14 @@ For three networks (MLP, CNN, ResNet-20; batches of 128) the same updates run as
   chunked   `fit`, n stacked batches to a dispatch, brought from the host
   default   `fit` with as many updates to a dispatch as the experiments take on this backend
 
-Rounds of all modes are interleaved, so that a drift of the machine's speed meets them alike; each
-figure is the median over rounds, with the quartiles, of milliseconds per update. `over_bare` is the
-median over rounds of the ratio to the bare loop of the same round, minus one.
+How it is measured is in `measuring`. `over_bare` is the median over rounds of the ratio to the bare
+loop of the same round, minus one. The benchmarks beside PyTorch measure the modes that are of use.
 
   python -m experiments.benchmarks.execution            all, about 20 minutes on two CPU cores
   python -m experiments.benchmarks.execution --nets mlp
 """
 
-import json
-import shlex
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,11 +29,11 @@ import numpy as np
 
 import nets
 from experiments import training
+from experiments.benchmarks.measuring import interleaved, kept_programs, spread, write
 from nets.net import Net
 from paradigms.core import optimizers
 from paradigms.core.learner import Learner
 from paradigms.core.loop import fit
-from paradigms.core.record import environment
 from paradigms.core.transforms import chunked, loops_are_slow, repeated, resident
 from paradigms.supervised import classifier
 
@@ -139,36 +135,26 @@ def measure(case: Case, rounds: int, scanned: bool) -> dict[str, Any]:
     }
     if loops_are_slow(drawn.update, start(), on_device) and not scanned:
         del modes["scanned"]
-    seconds: dict[str, list[float]] = {name: [] for name in modes}
-    for round_number in range(rounds + 1):
-        for name, run in modes.items():
-            elapsed = run()
-            if round_number:
-                seconds[name].append(elapsed)
-    result: dict[str, Any] = {
-        "updates_per_dispatch": {"fused": n, "unrolled": few, "default": chosen},
-        "modes": {},
-    }
-    for name, values in seconds.items():
-        quartiles = np.quantile(np.asarray(values) / case.updates * 1e3, (0.25, 0.5, 0.75))
-        over = np.median(np.asarray(values) / np.asarray(seconds["bare"])) - 1
-        result["modes"][name] = {
-            "milliseconds_per_update": float(quartiles[1]),
-            "quartiles": [float(quartiles[0]), float(quartiles[2])],
-            "over_bare": float(over),
+    seconds = interleaved(modes, rounds)
+    figures = {
+        name: {
+            **spread(values, case.updates),
+            "over_bare": float(np.median(values / seconds["bare"])) - 1,
         }
-    return result
+        for name, values in seconds.items()
+    }
+    return {
+        "updates_per_dispatch": {"fused": n, "unrolled": few, "default": chosen},
+        "modes": figures,
+    }
 
 
 def main(config: Config, argv: Sequence[str]) -> None:
     """Measures, writes the figures and prints them."""
-    # `fit` compiles at every call; with a cache it does so once for all rounds.
-    cache = tempfile.TemporaryDirectory()
-    jax.config.update("jax_compilation_cache_dir", cache.name)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     results: dict[str, Any] = {"batch_size": BATCH_SIZE, "rounds": config.rounds, "nets": {}}
     for name in config.nets:
-        results["nets"][name] = measure(CASES[name], config.rounds, config.scanned)
+        with kept_programs():
+            results["nets"][name] = measure(CASES[name], config.rounds, config.scanned)
         for mode, figures in results["nets"][name]["modes"].items():
             low, high = figures["quartiles"]
             print(
@@ -180,10 +166,7 @@ def main(config: Config, argv: Sequence[str]) -> None:
         default = results["nets"][name]["modes"]["default"]["milliseconds_per_update"]
         results["nets"][name]["default_over_best"] = default / best - 1
         print(f"{name:9} default is {default / best - 1:+.1%} over the best mode", flush=True)
-    results["command"] = shlex.join(["python", "-m", "experiments.benchmarks.execution", *argv])
-    results["environment"] = environment()
-    config.output.parent.mkdir(parents=True, exist_ok=True)
-    config.output.write_text(json.dumps(results, indent=2) + "\n")
+    write(config.output, results, "benchmarks.execution", argv)
 
 
 if __name__ == "__main__":

@@ -1,28 +1,22 @@
 """The update of a small character GPT beside the same in PyTorch.
 
 The CPU size of nanoGPT: 4 layers of 128 with 4 heads, 64 characters of context, batches of 12, a
-vocabulary of 65, without biases or dropout, AdamW with its gradient clipped at norm 1. Windows are
-drawn inside of the timed loop by both. PyTorch's attention is its fused one, and so is its AdamW.
-
-  paradigms        `fit` on resident tokens with as many updates to a dispatch as experiments take
-  torch_eager      PyTorch as it is written
-  torch_compiled   the same with the loss, and so its gradient, through `torch.compile`
-
-For how it is measured see `beside_torch`.
+vocabulary of 65, without biases or dropout, AdamW with its gradient clipped at norm 1. PyTorch's
+attention is its fused one, and so is its AdamW. The characters are drawn at random: there is no
+target to reach. For the modes see `beside_torch`.
 
   pip install torch
   python -m experiments.benchmarks.gpt        five minutes on two CPU cores
 """
 
-import time
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 import nets
 from experiments.benchmarks import beside_torch
+from experiments.benchmarks.measuring import System
 from paradigms.core import optimizers
 from paradigms.core.learner import Learner
 from paradigms.core.transforms import windowed
@@ -32,15 +26,6 @@ LAYERS, HEADS, WIDTH, CONTEXT, BATCH_SIZE, VOCABULARY = 4, 4, 128, 64, 12, 65
 TOKENS, LEARNING_RATE, DECAY, MAX_NORM = 100_000, 1e-3, 0.1, 1.0
 
 
-@dataclass(frozen=True)
-class Config(beside_torch.Options):
-    """Options of the benchmark."""
-
-    updates: int = 200
-    output: Path = Path("experiments/results/benchmarks/gpt.json")
-    """Where the figures go."""
-
-
 def our_learner() -> Learner:
     """Draws its windows from the whole text."""
     net, _ = nets.gpt(VOCABULARY, layers=LAYERS, heads=HEADS, width=WIDTH, context=CONTEXT)
@@ -48,8 +33,13 @@ def our_learner() -> Learner:
     return windowed(gpt(net, optimizer), BATCH_SIZE, CONTEXT)
 
 
-def torch_round(tokens: np.ndarray, updates: int, compiled: bool) -> beside_torch.Round:
-    """Seconds of a round of PyTorch."""
+def data() -> dict[str, np.ndarray]:
+    """Noise."""
+    return {"tokens": np.random.default_rng(0).integers(0, VOCABULARY, TOKENS, np.int32)}
+
+
+def peer(data: Mapping[str, np.ndarray], channels_last: bool) -> beside_torch.Peer:
+    """The same in PyTorch."""
     import torch
     from torch import nn
     from torch.nn import functional
@@ -91,42 +81,57 @@ def torch_round(tokens: np.ndarray, updates: int, compiled: bool) -> beside_torc
             )
 
     model = Gpt()
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim == 1]
     optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}],
+        beside_torch.kernels_decay(model, DECAY, spared="positions.weight"),
         LEARNING_RATE,
         (0.9, 0.99),
         fused=True,
     )
-    text = torch.from_numpy(tokens.astype(np.int64))
+    text = torch.from_numpy(data["tokens"]).long()
     offsets = torch.arange(CONTEXT + 1)
-    loss_of: Any = torch.compile(model) if compiled else model
 
-    def run() -> float:
-        begin = time.perf_counter()
-        for _ in range(updates):
-            start = torch.randint(TOKENS - CONTEXT, (BATCH_SIZE, 1))
-            optimizer.zero_grad()
-            loss_of(text[start + offsets]).backward()
-            nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM)
-            optimizer.step()
-        return time.perf_counter() - begin
+    def windows() -> Iterator[tuple[Any]]:
+        while True:
+            yield (text[torch.randint(len(text) - CONTEXT, (BATCH_SIZE, 1)) + offsets],)
 
-    run()  # compiles
-    return run
+    return beside_torch.Peer(model, optimizer, model, windows, MAX_NORM)
 
 
-def main(config: Config) -> None:
-    """Measures all modes on the same tokens."""
-    tokens = np.random.default_rng(0).integers(0, VOCABULARY, TOKENS, np.int32)
-    data = {"tokens": tokens}
-    beside_torch.compare(
-        our_learner(), data, torch_round, config, config.output, batch_size=BATCH_SIZE
+def weights(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Ours for PyTorch's module, whose queries, keys and values come from one matrix."""
+    modules = {
+        "embedding": {"weight": params["tokens"]["embedding"]},
+        "positions": {"weight": params["positions"]},
+        "norm": beside_torch.norm(params["norm"]),
+    }
+    for i in range(LAYERS):
+        block = params[f"block_{i}"]
+        attention = block["SelfAttention_0"]
+        heads = [beside_torch.dense(attention[n])["weight"] for n in ("query", "key", "value")]
+        modules |= {
+            f"blocks.{i}.attention_norm": beside_torch.norm(block["LayerNorm_0"]),
+            f"blocks.{i}.to_heads": {"weight": np.concatenate(heads)},
+            f"blocks.{i}.from_heads": beside_torch.dense(attention["out"]),
+            f"blocks.{i}.mlp.0": beside_torch.norm(block["LayerNorm_1"]),
+            f"blocks.{i}.mlp.1": beside_torch.dense(block["Dense_0"]),
+            f"blocks.{i}.mlp.3": beside_torch.dense(block["Dense_1"]),
+        }
+    return beside_torch.named(modules)
+
+
+def system() -> System:
+    """To be measured."""
+    return beside_torch.system(
+        our_learner,
+        data,
+        peer,
+        weights,
+        updates=200,
+        details=lambda: {"batch_size": BATCH_SIZE},
     )
 
 
 if __name__ == "__main__":
-    import tyro
+    from experiments.benchmarks import __main__ as command
 
-    main(tyro.cli(Config, description=__doc__))
+    command.main(["gpt", "--peers"])

@@ -9,7 +9,6 @@ for each in turn, in rounds that take turns; `of_apart` is the median over round
 """
 
 import json
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -23,11 +22,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.benchmarks.measuring import write
 from experiments.supervised import digits_mlp
 from paradigms import data
 from paradigms.core import optimizers
 from paradigms.core.learner import Learner
-from paradigms.core.record import environment
 from paradigms.core.transforms import repeated, resident, seeded
 from paradigms.data import augment
 from paradigms.supervised import classifier
@@ -115,10 +114,7 @@ def main(config: Config, argv: Sequence[str]) -> None:
     print("training", json.dumps(results["training"], indent=2), flush=True)
     results["processes"] = as_processes(config)
     print("processes", json.dumps(results["processes"], indent=2), flush=True)
-    results["command"] = shlex.join(["python", "-m", "experiments.benchmarks.seeds", *argv])
-    results["environment"] = environment()
-    config.output.parent.mkdir(parents=True, exist_ok=True)
-    config.output.write_text(json.dumps(results, indent=2) + "\n")
+    write(config.output, results, "benchmarks.seeds", argv)
 
 
 if __name__ == "__main__":

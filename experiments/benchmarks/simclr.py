@@ -1,25 +1,20 @@
 """The update of SimCLR beside the same in PyTorch, and what its views cost by themselves.
 
 The small net for CIFAR-10 of `simclr_cifar10` (32, 64 and 2x128 filters of 3x3, batch norm), a
-projector 128-512-128, batches of 128, two views an image, temperature 0.5, SGD with momentum.
-PyTorch has no augmentation of whole batches, so that both get images as they are for views; their
-memory is laid out channels last, which PyTorch is faster with. Minibatches are drawn inside of the
-timed loop by both.
-
-  paradigms        `fit` on resident images with as many updates to a dispatch as experiments take
-  torch_eager      PyTorch as it is written
-  torch_compiled   the same with the loss, and so its gradient, through `torch.compile`
+projector 128-512-128, batches of 128, two views an image, temperature 0.5, SGD with momentum
+(PyTorch's fused one). PyTorch has no augmentation of whole batches, so that both get images as they
+are for views; the images are drawn at random, and there is no target to reach. For the modes see
+`beside_torch`.
 
 `augmentation` in the result file is the cost of each operation of the views, in microseconds per
-image, measured alone on a batch of 256. For how the rest is measured see `beside_torch`.
+image, measured alone on a batch of 256.
 
   pip install torch
   python -m experiments.benchmarks.simclr        ten minutes on two CPU cores
 """
 
 import time
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -29,6 +24,7 @@ import numpy as np
 import nets
 from experiments import joint_embedding
 from experiments.benchmarks import beside_torch
+from experiments.benchmarks.measuring import System
 from paradigms.core import optimizers
 from paradigms.core.learner import Learner
 from paradigms.core.transforms import resident
@@ -48,15 +44,6 @@ OPERATIONS: dict[str, Augmentation] = {
 }
 
 
-@dataclass(frozen=True)
-class Config(beside_torch.Options):
-    """Options of the benchmark."""
-
-    updates: int = 20
-    output: Path = Path("experiments/results/benchmarks/simclr.json")
-    """Where the figures go."""
-
-
 def our_learner() -> Learner:
     """Draws its minibatch from all images."""
     learner = simclr(
@@ -69,8 +56,13 @@ def our_learner() -> Learner:
     return resident(learner, BATCH_SIZE)
 
 
-def torch_round(images: np.ndarray, updates: int, compiled: bool) -> beside_torch.Round:
-    """Seconds of a round of PyTorch."""
+def data() -> dict[str, np.ndarray]:
+    """Noise."""
+    return {"image": np.random.default_rng(0).integers(0, 256, (IMAGES, 32, 32, 3), np.uint8)}
+
+
+def peer(data: Mapping[str, np.ndarray], channels_last: bool) -> beside_torch.Peer:
+    """The same in PyTorch."""
     import torch
     from torch import nn
     from torch.nn import functional
@@ -92,38 +84,44 @@ def torch_round(images: np.ndarray, updates: int, compiled: bool) -> beside_torc
         nn.ReLU(),
         nn.Linear(HIDDEN, EMBEDDING, bias=False),
     )
-    model = model.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(model.parameters(), RATE, MOMENTUM)
-    data = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+    if channels_last:
+        model = model.to(memory_format=torch.channels_last)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in augment.CIFAR10)
     partner = torch.arange(2 * BATCH_SIZE).roll(BATCH_SIZE)
     itself = torch.eye(2 * BATCH_SIZE, dtype=torch.bool)
 
-    def loss_of(batch: Any) -> Any:
-        x = ((batch / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
+    def loss(image: Any) -> Any:
+        x = (image / 255 - mean) / std
         z = functional.normalize(model(torch.cat([x, x])))
         similarity = (z @ z.T / TEMPERATURE).masked_fill(itself, -torch.inf)
         return functional.cross_entropy(similarity, partner)
 
-    step: Any = torch.compile(loss_of) if compiled else loss_of
-
-    def run() -> float:
-        begin = time.perf_counter()
-        for i in range(updates):
-            if i % (IMAGES // BATCH_SIZE) == 0:
-                order = torch.randperm(IMAGES).split(BATCH_SIZE)
-            optimizer.zero_grad()
-            step(data[order[i % (IMAGES // BATCH_SIZE)]]).backward()
-            optimizer.step()
-        return time.perf_counter() - begin
-
-    run()  # compiles
-    return run
+    images = beside_torch.images_tensor(data["image"], channels_last)
+    return beside_torch.Peer(
+        model,
+        torch.optim.SGD(model.parameters(), RATE, MOMENTUM, fused=True),
+        loss,
+        lambda: beside_torch.minibatches((images,), BATCH_SIZE),
+    )
 
 
-def augmentation_cost(images: np.ndarray, repeats: int = 20) -> dict[str, float]:
+def weights(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Ours for PyTorch's module."""
+    backbone, projector = params["backbone"], params["projector"]
+    convs, norms = ("0", "4", "8", "11"), ("2", "6", "9", "12")
+    modules = {
+        **{name: beside_torch.conv(backbone[f"Conv_{i}"]) for i, name in enumerate(convs)},
+        **{name: beside_torch.norm(backbone[f"BatchNorm_{i}"]) for i, name in enumerate(norms)},
+        "16": beside_torch.dense(projector["Dense_0"]),
+        "17": beside_torch.norm(projector["BatchNorm_0"]),
+        "19": beside_torch.dense(projector["Dense_1"]),
+    }
+    return beside_torch.named(modules)
+
+
+def augmentation_cost(repeats: int = 20) -> dict[str, float]:
     """Median microseconds per image of each operation on a batch, compiled by itself."""
-    batch = jnp.asarray(images[:256])
+    batch = jnp.asarray(data()["image"][:256])
     cost = {}
     for name, operation in OPERATIONS.items():
         apply = jax.jit(operation)
@@ -135,26 +133,23 @@ def augmentation_cost(images: np.ndarray, repeats: int = 20) -> dict[str, float]
             jax.block_until_ready(apply(key, batch))
             seconds.append(time.perf_counter() - begin)
         cost[name] = float(np.median(seconds)) / len(batch) * 1e6
-        print(f"{name:20} {cost[name]:7.1f} microseconds per image")
     return cost
 
 
-def main(config: Config) -> None:
-    """Measures all modes on the same images."""
-    images = np.random.default_rng(0).integers(0, 256, (IMAGES, 32, 32, 3), np.uint8)
-    cost = augmentation_cost(images)
-    beside_torch.compare(
-        our_learner(),
-        {"image": images},
-        torch_round,
-        config,
-        config.output,
-        batch_size=BATCH_SIZE,
-        augmentation=cost,
+def system() -> System:
+    """To be measured."""
+    return beside_torch.system(
+        our_learner,
+        data,
+        peer,
+        weights,
+        updates=20,
+        images=True,
+        details=lambda: {"batch_size": BATCH_SIZE, "augmentation": augmentation_cost()},
     )
 
 
 if __name__ == "__main__":
-    import tyro
+    from experiments.benchmarks import __main__ as command
 
-    main(tyro.cli(Config, description=__doc__))
+    command.main(["simclr", "--peers"])

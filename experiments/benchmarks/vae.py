@@ -1,28 +1,20 @@
 """The update of a variational autoencoder on MNIST beside the same in PyTorch.
 
-784-400-20, relu, batches of 128 bits, Adam, the loss of Kingma & Welling with the KL in closed
-form: the network of PyTorch's own example. Same arrays, dtype and arithmetic of the optimiser; the
-minibatch is drawn inside of the timed loop by both. The modes are
-
-  paradigms        `fit` on resident data with as many updates to a dispatch as experiments take
-  torch_eager      PyTorch as it is written
-  torch_compiled   the same with the loss, and so its gradient, through `torch.compile`
-
-Adam is PyTorch's fused one in both. For how it is measured see `beside_torch`.
+784-400-20, relu, batches of 128 bits, Adam (PyTorch's fused one), the loss of Kingma & Welling with
+the KL in closed form: the network of PyTorch's own example. For the modes see `beside_torch`.
 
   pip install torch
-  python -m experiments.benchmarks.vae        three minutes on two CPU cores
+  python -m experiments.benchmarks.vae        five minutes on two CPU cores
 """
 
-import time
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 import nets
-from experiments.benchmarks import beside_torch
+from experiments.benchmarks import beside_torch, labelled
+from experiments.benchmarks.measuring import System, Target
 from paradigms.core import optimizers
 from paradigms.core.learner import Learner
 from paradigms.core.transforms import resident
@@ -31,14 +23,7 @@ from paradigms.unsupervised import vae
 BATCH_SIZE, EXAMPLES = 128, 8192
 PIXELS, HIDDEN, LATENT = 784, 400, 20
 LEARNING_RATE = 1e-3
-
-
-@dataclass(frozen=True)
-class Config(beside_torch.Options):
-    """Options of the benchmark."""
-
-    output: Path = Path("experiments/results/benchmarks/vae.json")
-    """Where the figures go."""
+TARGET = Target(loss=152.0, every=100, limit=5000)
 
 
 def our_learner() -> Learner:
@@ -52,22 +37,23 @@ def our_learner() -> Learner:
     return resident(learner, BATCH_SIZE)
 
 
-def torch_round(bits: np.ndarray, updates: int, compiled: bool) -> beside_torch.Round:
-    """Seconds of a round of PyTorch."""
+def data() -> dict[str, np.ndarray]:
+    """Bits, as many of them 1 as in MNIST, that follow ten patterns."""
+    ink = labelled.patterns((PIXELS,), EXAMPLES, contrast=0.9)["x"] > 1.13
+    return {"x": ink.astype(np.float32)}
+
+
+def peer(data: Mapping[str, np.ndarray], channels_last: bool) -> beside_torch.Peer:
+    """The same in PyTorch."""
     import torch
+    from torch import nn
     from torch.nn import functional
 
-    encoder = torch.nn.Sequential(
-        torch.nn.Linear(PIXELS, HIDDEN), torch.nn.ReLU(), torch.nn.Linear(HIDDEN, 2 * LATENT)
-    )
-    decoder = torch.nn.Sequential(
-        torch.nn.Linear(LATENT, HIDDEN), torch.nn.ReLU(), torch.nn.Linear(HIDDEN, PIXELS)
-    )
-    parameters = [*encoder.parameters(), *decoder.parameters()]
-    optimizer = torch.optim.Adam(parameters, LEARNING_RATE, fused=True)
-    data = torch.from_numpy(bits)
+    encoder = nn.Sequential(nn.Linear(PIXELS, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 2 * LATENT))
+    decoder = nn.Sequential(nn.Linear(LATENT, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, PIXELS))
+    model = nn.ModuleDict({"encoder": encoder, "decoder": decoder})
 
-    def loss_of(x: Any) -> Any:
+    def loss(x: Any) -> Any:
         mean, log_var = encoder(x).chunk(2, dim=1)
         z = mean + torch.exp(0.5 * log_var) * torch.randn_like(mean)
         logits = decoder(z)
@@ -75,33 +61,39 @@ def torch_round(bits: np.ndarray, updates: int, compiled: bool) -> beside_torch.
         kl = -0.5 * (1 + log_var - mean.pow(2) - log_var.exp()).sum()
         return (cross_entropy + kl) / len(x)
 
-    if compiled:
-        loss_of = torch.compile(loss_of)
-
-    def run() -> float:
-        begin = time.perf_counter()
-        for i in range(updates):
-            if i % (EXAMPLES // BATCH_SIZE) == 0:
-                order = torch.randperm(EXAMPLES).split(BATCH_SIZE)
-            optimizer.zero_grad()
-            loss_of(data[order[i % len(order)]]).backward()
-            optimizer.step()
-        return time.perf_counter() - begin
-
-    run()  # compiles
-    return run
+    return beside_torch.Peer(
+        model,
+        torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=True),
+        loss,
+        lambda: beside_torch.minibatches((torch.from_numpy(data["x"]),), BATCH_SIZE),
+    )
 
 
-def main(config: Config) -> None:
-    """Measures all modes on the same bits."""
-    ink = np.random.default_rng(0).random((EXAMPLES, PIXELS)) < 0.13
-    data = {"x": ink.astype(np.float32)}
-    beside_torch.compare(
-        our_learner(), data, torch_round, config, config.output, batch_size=BATCH_SIZE
+def weights(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Ours for PyTorch's module."""
+    return beside_torch.named(
+        {
+            f"{net}.{2 * i}": beside_torch.dense(params[net][f"Dense_{i}"])
+            for net in ("encoder", "decoder")
+            for i in range(2)
+        }
+    )
+
+
+def system() -> System:
+    """To be measured."""
+    return beside_torch.system(
+        our_learner,
+        data,
+        peer,
+        weights,
+        updates=1000,
+        target=TARGET,
+        details=lambda: {"batch_size": BATCH_SIZE},
     )
 
 
 if __name__ == "__main__":
-    import tyro
+    from experiments.benchmarks import __main__ as command
 
-    main(tyro.cli(Config, description=__doc__))
+    command.main(["vae", "--peers"])
