@@ -29,6 +29,9 @@ FREE = (
     "spike",
     "profile",
     "watchdog",
+    "keep",
+    "keep_every",
+    "keep_best",
 )
 
 
@@ -63,6 +66,12 @@ class Options:
     track: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Services that get the metrics too, besides metrics.csv; each is an extra to install."""
 
+    keep: int = 2
+    """How many of the newest checkpoints to keep."""
+    keep_every: int = 0
+    """Keeps for good those after so many updates, twice and three times so many too; 0 for none."""
+    keep_best: Literal["highest", "lowest"] | None = None
+    """Keeps the one of the best validation metric too, that which is shown while training."""
     profile: str = ""
     """FIRST:LAST, as 100:200: traces the updates between these numbers into run_dir/profile."""
     watchdog: float = 0.0
@@ -164,6 +173,12 @@ def prepare(config: Options) -> None:
     batch_size = getattr(config, "batch_size", 1)
     if batch_size < 1:
         raise InputError(f"batch size {batch_size}: --batch-size must be at least 1")
+    if config.keep < 1 or config.keep_every < 0 or config.keep_every % config.evaluate_every:
+        raise InputError(
+            f"--keep {config.keep} --keep-every {config.keep_every}: expected at least 1 "
+            f"checkpoint, and a multiple of --evaluate-every {config.evaluate_every}, after which "
+            "they are saved, or 0"
+        )
     if config.spike and not 1 < config.spike < math.inf:
         raise InputError(f"--spike {config.spike:g}: expected a factor above 1, or 0 for none")
     if config.spike and config.on_nonfinite == "skip":

@@ -109,7 +109,13 @@ def _train(
     state = start()
     if config.spike and task.source is None:
         rollback.check_reported(jax.eval_shape(fresh.update, state, data)[1])
-    checkpoints = Checkpoints(kept / "checkpoints")
+    checkpoints = Checkpoints(
+        kept / "checkpoints",
+        config.keep,
+        every=config.keep_every,
+        best=config.keep_best,
+        background=True,
+    )
     processes.check_same(checkpoints)
     rollbacks = rollback.Rollbacks(run, config, checkpoints, start, state.key)
     if checkpoints.steps():
@@ -136,11 +142,17 @@ def _train(
         Progress(config.steps, step) as progress,
         _profile(config, run, step) as profile,
         Watchdog(config.watchdog, run.directory / "stuck.txt", first=_FIRST_UPDATE) as watchdog,
+        checkpoints,
     ):
 
         def advance(step: int) -> None:
             progress.advance(step)
             watchdog.alive()
+
+        def score(values: dict[str, list[float]]) -> float | None:
+            """By which the best checkpoint is kept: the mean over the runs."""
+            found = values.get(f"validation/{task.headline}")
+            return None if found is None else float(np.mean(found))
 
         def evaluate(step: int, metrics: Metrics, state: TrainState) -> None:
             values = {f"train/{k}": v for k, v in per_run(metrics, task.derive).items()}
@@ -158,7 +170,7 @@ def _train(
             track(step, values)
             shown = [f"validation/{task.headline}", f"train/{task.headline}", "train/loss"]
             progress.report(step, {k: float(np.mean(values[k])) for k in shown if k in values})
-            checkpoints.save(step, state)
+            checkpoints.save(step, state, score(values))
 
         if step == 0:
             evaluate(0, {}, state)

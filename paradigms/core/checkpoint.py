@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -73,7 +73,8 @@ class Checkpoints:
     manifest with the path, shape and dtype of every leaf, and last the digests of all of its files,
     for a flipped bit would otherwise be restored as it is. It appears by a rename, so a process
     that is killed while it saves leaves the older checkpoints as they were. One process (or one
-    group of `jax.distributed` processes) may write to a directory at a time.
+    group of `jax.distributed` processes) may write to a directory at a time. As a context manager
+    it waits at the end for what is being written.
 
     Args:
       directory: made at the first save.
@@ -114,6 +115,12 @@ class Checkpoints:
         self._background = background and jax.process_count() == 1
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.wait()
 
     def steps(self) -> list[int]:
         """The steps of all whole checkpoints, in ascending order, when none is being written."""

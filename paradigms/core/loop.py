@@ -13,6 +13,7 @@ from paradigms.core import metrics as metrics_lib
 from paradigms.core.errors import InputError, NonFiniteError
 from paradigms.core.learner import Batch, Learner, Metrics
 from paradigms.core.mesh import batch_axes, shard_batch
+from paradigms.core.metrics import Mean
 from paradigms.core.profiling import HostWait, Profile
 from paradigms.core.sampling import common_length
 from paradigms.core.state import TrainState
@@ -109,7 +110,8 @@ def fit(
 
     Raises:
       InputError: an interval or the number of steps is not a multiple of `steps_per_call`.
-      NonFiniteError: a metric became NaN or infinite.
+      NonFiniteError: a metric became NaN or infinite, or what is learnt did so just before a
+        callback, which would keep it for good.
     """
     start = step_of(state)
     _check_intervals(start, steps, steps_per_call, callbacks)
@@ -178,6 +180,8 @@ def fit(
             fetch()
             on_progress(done)
             last_fetch = time.perf_counter()
+        if due:
+            _check_state(done, state, last_good)
         for i in due:
             metrics = metrics_lib.collapse(_unpack(gathered[i], layout))
             callbacks[i].callback(done, metrics, state)
@@ -306,3 +310,27 @@ def _check_finite(first_step: int, stacked: Metrics, last_good: Callable[[], str
             first_step,
             stacked,
         )
+
+
+def _check_state(done: int, state: TrainState, last_good: Callable[[], str]) -> None:
+    """Raises where an update's loss was finite and what it made of the parameters is not."""
+    fine = np.asarray(_is_finite(state))
+    if not fine.all():
+        total = jnp.where(fine, 0.0, jnp.nan)[None]
+        raise NonFiniteError(
+            f"a parameter is not finite after step {done}: {last_good()}; lower the learning rate, "
+            "clip the gradient (max_norm), or look with --debug",
+            done - 1,
+            {"a parameter": Mean(total=total, count=jnp.ones_like(total))},
+        )
+
+
+@jax.jit
+def _is_finite(state: TrainState) -> jax.Array:
+    """Whether all that an update learns is, for each run by itself; the shape is that of `step`."""
+    learnt = jax.tree.leaves((state.params, state.opt_state, state.model_state))
+    fine = jnp.ones(state.step.shape, bool)
+    for leaf in learnt:
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
+            fine &= jnp.isfinite(leaf).all(tuple(range(fine.ndim, leaf.ndim)))
+    return fine

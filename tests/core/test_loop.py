@@ -490,6 +490,37 @@ def test_nan_in_one_seed_of_many_is_found():
         fit(repeated(together, 5), state, lambda *_: (), steps=5, steps_per_call=5)
 
 
+def test_no_callback_sees_parameters_that_are_not_finite():
+    """They may be so after a finite loss, and a checkpoint of them would be the last good one."""
+
+    def bursting(key):
+        at = jnp.where(jax.random.key_data(key)[-1] == 1, 8, 100)
+        one = breaks_at(100)
+
+        def update(state, batch):
+            state, metrics = one.update(state, batch)
+            spoilt = state.params.at[0].set(jnp.where(state.step == at, jnp.inf, state.params[0]))
+            return state.replace(params=spoilt), metrics
+
+        return one._replace(update=update)
+
+    together = seeded(bursting(KEY)._replace(update=lambda s, b: bursting(s.key).update(s, b)))
+    state = together.init(jnp.stack([jax.random.key(i) for i in range(2)]), None)
+    seen = []
+    with pytest.raises(NonFiniteError, match="a parameter is not finite after step 8: ") as caught:
+        fit(
+            repeated(together, 4),
+            state,
+            lambda *_: (),
+            steps=16,
+            steps_per_call=4,
+            callbacks=[Every(4, lambda step, *_: seen.append(step))],
+        )
+    assert seen == [4]
+    (broken,) = caught.value.metrics.values()
+    assert np.isfinite(broken.total).tolist() == [[True, False]] and caught.value.step == 7
+
+
 # Evaluation of a whole set ----------------------------------------------------------------------
 
 

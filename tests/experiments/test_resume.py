@@ -15,33 +15,33 @@ import os, runpy, signal, sys
 from paradigms.core.checkpoint import Checkpoints
 
 when, step = sys.argv[1], int(sys.argv[2])
-save = Checkpoints.save
+write = Checkpoints._write
 
-def save_and_die(self, now, state):
+def write_and_die(self, now, items, manifest):
     if when == "after" or now != step:
-        save(self, now, state)
+        write(self, now, items, manifest)
     if now == step:
         os.kill(os.getpid(), signal.SIGKILL)
 
-Checkpoints.save = save_and_die
+Checkpoints._write = write_and_die
 sys.argv[1:] = sys.argv[3:]
 runpy.run_module("experiments.supervised.digits_mlp", run_name="__main__", alter_sys=True)
 """
 
 
-# Hangs when the checkpoint of step 20 is about to be saved, as on a disk that does not answer.
+# Hangs when the checkpoint of step 20 is about to be written, as on a disk that does not answer.
 STUCK = """
 import runpy, sys, time
 from paradigms.core.checkpoint import Checkpoints
 
-save = Checkpoints.save
+write = Checkpoints._write
 
-def save_for_ever(self, now, state):
+def write_for_ever(self, now, items, manifest):
     if now == 20:
         time.sleep(600)
-    save(self, now, state)
+    write(self, now, items, manifest)
 
-Checkpoints.save = save_for_ever
+Checkpoints._write = write_for_ever
 runpy.run_module("experiments.supervised.digits_mlp", run_name="__main__", alter_sys=True)
 """
 
@@ -114,7 +114,7 @@ def test_a_run_that_is_stuck_ends_with_its_checkpoint_as_it_was(python, short, t
     stuck = python("-c", STUCK, *short, "--run-dir", tmp_path, "--watchdog", 3)
     assert stuck.returncode == 76, stuck.stderr
     assert stuck.stderr.splitlines()[-1].startswith("stuck: nothing was done for 3 s")
-    assert "in save_for_ever" in (tmp_path / "stuck.txt").read_text()
+    assert "in write_for_ever" in (tmp_path / "stuck.txt").read_text()
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["0"]
 
 

@@ -150,8 +150,9 @@ def disturb(monkeypatch):
     save, advance = Checkpoints.save, Progress.advance
     todo = []
 
-    def dying(self, step, state):
-        save(self, step, state)
+    def dying(self, step, state, score):
+        save(self, step, state, score)
+        self.wait()
         if todo[:1] == [("kill after saving", step)]:
             todo.pop(0)
             raise Killed
