@@ -143,7 +143,8 @@ def test_four_processes_are_asked_to_stop_by_one_of_them_and_go_on(alone, tmp_pa
         np.testing.assert_allclose(
             metrics[name].values[:, 0], expected[name].values[:, 0], rtol=1e-4, err_msg=name
         )
-    assert files(directory) == files(alone)
+    # What was not reported yet when it stopped stays, as in a run of one process.
+    assert set(files(directory)) - {"pending.json"} == set(files(alone))
 
 
 @pytest.mark.slow
