@@ -522,9 +522,10 @@ def start_together(subject):
 
 @pytest.mark.parametrize(
     "method",
-    ["map", *(pytest.param(name, marks=pytest.mark.slow) for name in ("unroll", "vmap"))],
+    [None, *(pytest.param(name, marks=pytest.mark.slow) for name in ("unroll", "vmap"))],
 )
 def test_seeds_together_are_seeds_apart(subject, start_together, apart, method):
+    """By default in a loop, and written out where there are convolutions."""
     update = jax.jit(transforms.seeded(subject.case.learner, method=method).update)
     state, metrics = host(train(update, start_together, subject.case.batch, STEPS))
     for i in range(SEEDS):

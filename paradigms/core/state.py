@@ -7,7 +7,12 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from paradigms.core import threefry
+
 PyTree = Any
+
+# Here, for whatever is learnt has a state, and draws its random numbers from it.
+threefry.write_out()
 
 
 def fold_name(key: jax.Array, name: str) -> jax.Array:

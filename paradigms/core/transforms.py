@@ -182,7 +182,8 @@ def seeded(
       learner: the run.
       method: "vmap" runs them side by side, "map" one after another in a loop and bit-equal to
         separate runs, "unroll" likewise with the loop written out. By default the accelerator gets
-        "vmap", and the CPU "map", or "unroll" where `loops_are_slow`.
+        "vmap", and the CPU "map", or "unroll" where `loops_are_slow`: convolutions in a loop have a
+        kernel of their own, whose sums some CPUs round in another way.
       data_axis: the axis of the batch that belongs to the runs, or None where they share it; as for
         `jax.vmap` also a tree of these, as `{"labelled": 0, "unlabelled": None}`.
       metrics_axis: the axis of the runs in what `update` reports: 1 behind the updates of
