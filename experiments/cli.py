@@ -270,7 +270,7 @@ def _refuse(unknown: list[str], config_type: type) -> None:
     """Names the first argument that is no option, in one line with the options most like it."""
     if unknown:
         options = [f"--{name.replace('_', '-')}" for name in get_type_hints(config_type)]
-        near = difflib.get_close_matches(unknown[0], options)
+        near = difflib.get_close_matches(unknown[0], options, cutoff=0.7)
         hint = f"did you mean {' or '.join(near)}? " if near else ""
         raise InputError(f"unknown option {unknown[0]}: {hint}--help lists all")
 

@@ -150,7 +150,7 @@ def disturb(monkeypatch):
     save, advance = Checkpoints.save, Progress.advance
     todo = []
 
-    def dying(self, step, state, score):
+    def dying(self, step, state, score=None):
         save(self, step, state, score)
         self.wait()
         if todo[:1] == [("kill after saving", step)]:
