@@ -14,6 +14,9 @@ compared.
                                                                 and a half hours on one core
   python -m experiments.unsupervised.vae_mnist --binarisation static --steps 8200000
       --evaluate-every 205000                                   as many passes over 50,000 images
+  python -m experiments.unsupervised.vae_mnist --seeds 0 --steps 596000 --evaluate-every 29800
+                                                                200 passes, to lay beside those of
+                                                                `iwae_mnist`
   python -m experiments.unsupervised.vae_mnist --steps 119200 --evaluate-every 11920
                                                                 40 passes, minutes
 """

@@ -347,7 +347,9 @@ def agents_divide_their_worlds_and_their_learning():
     wrapped = normalise_rewards(normalise_observations(wrapped), worlds.DISCOUNT)
 
     def proximal(num_envs=16, minibatches=2):
-        agent = ppo(nets.actor_critic((WIDTH,), 2), OPTIMIZER, epochs=2, minibatches=minibatches)
+        # So wide that the keys of all worlds, which every device draws, are little beside it.
+        net = nets.actor_critic((4 * WIDTH,), 2)
+        agent = ppo(net, OPTIMIZER, epochs=2, minibatches=minibatches)
         return interact(agent, wrapped, num_envs=num_envs, num_steps=4)
 
     def replaying(batch_size=64):
