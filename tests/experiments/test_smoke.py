@@ -1,8 +1,6 @@
 """Every experiment's rehearsal: offline, from its command line, and it learns."""
 
 import json
-import resource
-import time
 
 import numpy as np
 import pytest
@@ -47,14 +45,10 @@ COMMANDS.append(("supervised/fashion_mnist_cnn", "--size", "large"))
 )
 def test_smoke_learns_offline(python, tmp_path, command):
     name, *options = command
-    start, clock = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime, time.monotonic()
     module = f"experiments.{name.replace('/', '.')}"
     done = python("-m", module, "--smoke", *options, "--run-dir", tmp_path)
-    seconds = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - start
     assert done.returncode == 0, done.stderr
     assert "test/" in done.stdout
-    # A quiet machine takes no longer than either: a busy one makes us wait, and threads add up.
-    assert min(seconds, time.monotonic() - clock) < 60
     learnt = []
     for path in tmp_path.rglob("summary.json"):
         summary = json.loads(path.read_text())
