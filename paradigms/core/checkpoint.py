@@ -179,7 +179,7 @@ class Checkpoints:
                 _remove(self.directory / _UNFINISHED)
                 self._check_space(step, _size(items))
         if self._background:
-            # Copies: on a CPU numpy would share memory that the next update overwrites.
+            # Donated arrays are gone with the next update, which a view would keep from donating.
             copies = {path: np.array(item) for path, item in items.items()}
             self._writing = self._writer.submit(self._write, step, copies, manifest)
         else:
