@@ -16,7 +16,7 @@ from experiments import cli, images, summaries, tasks, training
 from experiments.images import Splits
 from experiments.prediction import load_weights
 from nets.net import Net
-from paradigms.core import optimizers
+from paradigms.core import optimizers, schedules
 from paradigms.core.errors import InputError
 from paradigms.core.learner import Learner, Metrics
 from paradigms.core.metrics import Mean, Means
@@ -100,7 +100,7 @@ def falling_adam(config: Options, steps: int) -> optax.GradientTransformation:
 
     As Gulrajani et al. 2017 (arXiv:1704.00028, appendix F) train with a gradient penalty.
     """
-    return optimizers.adam(optimizers.warmup_linear(config.learning_rate, steps), 0.0, 0.9)
+    return optimizers.adam(schedules.warmup_linear(config.learning_rate, steps), 0.0, 0.9)
 
 
 def task_of(
@@ -256,7 +256,7 @@ def _classifier(
     )
     head = nets.mlp((), 10)
     net = nets.chain(backbone=backbone, head=head)
-    schedule = optimizers.warmup_cosine(0.05, steps, warmup_steps=steps // 20)
+    schedule = schedules.warmup_cosine(0.05, steps, warmup_steps=steps // 20)
     task = tasks.labelled(
         net,
         classifier(

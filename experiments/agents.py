@@ -14,7 +14,7 @@ import optax
 from experiments import cli, tasks, training
 from nets.net import Net
 from paradigms import reinforcement
-from paradigms.core import optimizers
+from paradigms.core import optimizers, schedules
 from paradigms.core.learner import Metrics
 from paradigms.core.metrics import Means
 from paradigms.core.state import PyTree, TrainState, fold_name
@@ -91,8 +91,8 @@ class Ppo(Options):
 
 def ppo(config: Ppo, net: Net) -> Agent:
     """PPO by these options."""
-    annealed = optimizers.held(
-        optimizers.warmup_linear(config.learning_rate, config.steps),
+    annealed = schedules.held(
+        schedules.warmup_linear(config.learning_rate, config.steps),
         config.epochs * config.minibatches,
     )
     return reinforcement.ppo(

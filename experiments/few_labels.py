@@ -21,7 +21,7 @@ import nets
 from experiments import cli, images, joint_embedding, summaries, tasks, training
 from nets.net import Net
 from paradigms import data
-from paradigms.core import optimizers
+from paradigms.core import optimizers, schedules
 from paradigms.core.errors import InputError
 from paradigms.core.learner import Learner
 from paradigms.core.record import environment
@@ -169,7 +169,7 @@ def cifar_net(config: Cifar) -> Net:
 def cifar_optimizer(config: Cifar) -> optax.GradientTransformation:
     """FixMatch's."""
     return optimizers.sgd(
-        optimizers.cosine_arc(config.learning_rate, config.steps),
+        schedules.cosine_arc(config.learning_rate, config.steps),
         0.9,
         nesterov=True,
         weight_decay=config.weight_decay,

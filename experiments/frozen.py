@@ -16,7 +16,7 @@ from experiments import tasks, training
 from experiments.tasks import Judge
 from nets.net import Net
 from paradigms import data
-from paradigms.core import optimizers
+from paradigms.core import optimizers, schedules
 from paradigms.core.learner import Learner, Metrics
 from paradigms.core.loop import evaluator, fit
 from paradigms.core.metrics import Mean, Means, derive
@@ -259,7 +259,7 @@ def _fine_tuner(
     net: Net, how: FineTuning, classes: int, train: Data, test: Data
 ) -> Callable[[jax.Array, Weights], float]:
     """`(key, weights of the net) -> accuracy on test images` after training with all labels."""
-    schedule = optimizers.warmup_cosine(how.learning_rate, how.steps, warmup_steps=how.steps // 20)
+    schedule = schedules.warmup_cosine(how.learning_rate, how.steps, warmup_steps=how.steps // 20)
     learner = classifier(
         nets.chain(backbone=net, head=nets.mlp((), classes)),
         optimizers.adamw(schedule, weight_decay=how.weight_decay),

@@ -19,8 +19,10 @@ from paradigms import data
 from paradigms.core.learner import Learner
 from paradigms.core.loop import evaluator
 from paradigms.core.metrics import Means
-from paradigms.core.optimizers import Schedule, adam, step_decay
+from paradigms.core.optimizers import adam
 from paradigms.core.pictures import draw_images
+from paradigms.core.scalars import Schedule
+from paradigms.core.schedules import step_decay
 from paradigms.core.state import PyTree, TrainState
 from paradigms.core.transforms import seeded
 from paradigms.data import augment

@@ -14,7 +14,7 @@ import nets
 from experiments import cli, frozen, images, training
 from nets.net import Net
 from paradigms import data
-from paradigms.core import optimizers
+from paradigms.core import optimizers, schedules
 from paradigms.core.learner import Learner
 from paradigms.core.pictures import draw_images
 from paradigms.core.state import TrainState
@@ -110,7 +110,7 @@ def train_digits(
 
 def adamw(config: Digits) -> optax.GradientTransformation:
     """AdamW with a warm-up over a twentieth of the run."""
-    schedule = optimizers.warmup_cosine(
+    schedule = schedules.warmup_cosine(
         config.learning_rate, config.steps, warmup_steps=config.steps // 20
     )
     return optimizers.adamw(schedule, weight_decay=config.weight_decay)
@@ -179,7 +179,7 @@ def cifar_views() -> augment.Augmentation:
 
 def sgd(config: Cifar) -> optax.GradientTransformation:
     """SGD with momentum, whose rate is for batches of 128."""
-    schedule = optimizers.warmup_cosine(config.learning_rate, config.steps)
+    schedule = schedules.warmup_cosine(config.learning_rate, config.steps)
     return optimizers.sgd(schedule, 0.9, weight_decay=config.weight_decay)
 
 

@@ -32,7 +32,7 @@ import nets
 from experiments import agents, speed
 from experiments.benchmarks.measuring import Ready, System, interleaved, write
 from experiments.reinforcement import dqn_cartpole, ppo_cartpole
-from paradigms.core import optimizers
+from paradigms.core import optimizers, schedules
 from paradigms.core.transforms import repeated
 from paradigms.reinforcement import (
     Agent,
@@ -87,7 +87,7 @@ def timed(programs: Mapping[str, Ready], rounds: int) -> dict[str, np.ndarray]:
 
 def ppo_optimizer() -> optax.GradientTransformation:
     """Adam with the rate annealed once for each of 976 updates of 16 minibatches."""
-    annealed = optimizers.held(optimizers.warmup_linear(2.5e-4, 976), 16)
+    annealed = schedules.held(schedules.warmup_linear(2.5e-4, 976), 16)
     return optimizers.adam(annealed, eps=1e-5, max_norm=0.5)
 
 

@@ -25,7 +25,7 @@ import numpy as np
 from experiments.benchmarks.measuring import write
 from experiments.supervised import digits_mlp
 from paradigms import data
-from paradigms.core import optimizers
+from paradigms.core import optimizers, schedules
 from paradigms.core.learner import Learner
 from paradigms.core.transforms import repeated, resident, seeded
 from paradigms.data import augment
@@ -68,7 +68,7 @@ def as_processes(config: Config) -> dict[str, float]:
 def trained() -> Learner:
     """The learner of the experiment."""
     usual = digits_mlp.Config()
-    schedule = optimizers.warmup_cosine(
+    schedule = schedules.warmup_cosine(
         usual.learning_rate, usual.steps, warmup_steps=usual.steps // 20
     )
     learner = classifier(

@@ -17,7 +17,7 @@ import numpy as np
 import nets
 from experiments import cli, texts, training
 from nets.net import Net
-from paradigms.core import optimizers
+from paradigms.core import optimizers, schedules
 from paradigms.core.metrics import Means
 from paradigms.core.state import TrainState, fold_name
 from paradigms.data import tokens
@@ -87,7 +87,7 @@ def main(config: Config) -> None:
     tokens.check_vocabulary(pieces, _vocabulary(config))
     train, validation, test = map(pieces.encode, parts)
     net, mask = network(config), pieces.special[_MASK]
-    schedule = optimizers.warmup_cosine(
+    schedule = schedules.warmup_cosine(
         config.learning_rate, config.steps, warmup_steps=config.steps // 10
     )
     learner = bert(

@@ -23,7 +23,7 @@ import numpy as np
 import nets
 from experiments import cli, texts, training
 from nets.net import Net
-from paradigms.core import optimizers
+from paradigms.core import optimizers, schedules
 from paradigms.core.metrics import Means
 from paradigms.core.state import TrainState
 from paradigms.data import tokens
@@ -82,7 +82,7 @@ def main(config: Config) -> None:
     train, validation, test = map(alphabet.encode, parts)
     net, cache = _gpt(config)
     context, batch_size = _SIZES[config.size][3:5]
-    schedule = optimizers.warmup_cosine(
+    schedule = schedules.warmup_cosine(
         config.learning_rate,
         config.steps,
         warmup_steps=min(100, config.steps // 10),

@@ -16,7 +16,7 @@ from typing import Any, Self
 import nets
 from experiments import cli, frozen, joint_embedding
 from nets.net import Net
-from paradigms.core import optimizers
+from paradigms.core import optimizers, schedules
 from paradigms.data import augment, geometry
 from paradigms.self_supervised import mae
 
@@ -82,7 +82,7 @@ def main(config: Config) -> None:
         "patch_size": _SIZES[config.size][0],
         "mask_ratio": config.mask_ratio,
     }
-    schedule = optimizers.warmup_cosine(
+    schedule = schedules.warmup_cosine(
         config.learning_rate, config.steps, warmup_steps=config.steps // 20
     )
     learner = mae(

@@ -12,7 +12,7 @@ import nets
 from experiments import cli, few_labels, images, joint_embedding
 from nets.net import Net
 from paradigms import data
-from paradigms.core import optimizers
+from paradigms.core import optimizers, schedules
 from paradigms.data import augment, geometry
 from paradigms.semi_supervised import fixmatch
 from paradigms.supervised import classifier
@@ -69,7 +69,7 @@ def main(config: Config) -> None:
         augment.cutout(3, fill=0.0),
     )
     optimizer = optimizers.sgd(
-        optimizers.cosine_arc(config.learning_rate, config.steps),
+        schedules.cosine_arc(config.learning_rate, config.steps),
         0.9,
         nesterov=True,
         weight_decay=config.weight_decay,

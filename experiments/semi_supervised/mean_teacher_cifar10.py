@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from experiments import cli, few_labels
 from nets.net import Net
-from paradigms.core import optimizers
+from paradigms.core import schedules
 from paradigms.semi_supervised import mean_teacher
 
 PUBLISHED = {
@@ -50,7 +50,7 @@ def main(config: Config) -> None:
     learner = mean_teacher(
         network(config),
         few_labels.cifar_optimizer(config),
-        weight=optimizers.ramp_up(config.unlabelled_weight, config.steps * 2 // 5),
+        weight=schedules.ramp_up(config.unlabelled_weight, config.steps * 2 // 5),
         decay=config.decay,
         augment=few_labels.weak(),
     )

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from experiments import cli, few_labels
 from nets.net import Net
-from paradigms.core import optimizers
+from paradigms.core import schedules
 from paradigms.semi_supervised import mean_teacher
 
 PUBLISHED = {
@@ -48,7 +48,7 @@ def main(config: Config) -> None:
     learner = mean_teacher(
         network(config),
         few_labels.mnist_optimizer(config),
-        weight=optimizers.ramp_up(config.unlabelled_weight, rising),
+        weight=schedules.ramp_up(config.unlabelled_weight, rising),
         decay=decay,
         augment=few_labels.noisy(config),
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from experiments import cli, few_labels
 from nets.net import Net
-from paradigms.core import optimizers
+from paradigms.core import schedules
 from paradigms.semi_supervised import pi_model
 
 PUBLISHED = {
@@ -40,7 +40,7 @@ def main(config: Config) -> None:
     learner = pi_model(
         network(config),
         few_labels.mnist_optimizer(config),
-        weight=optimizers.ramp_up(config.unlabelled_weight, config.steps * 2 // 5),
+        weight=schedules.ramp_up(config.unlabelled_weight, config.steps * 2 // 5),
         augment=few_labels.noisy(config),
     )
     few_labels.train_mnist(main, config, few_labels.ema(learner, config.decay))

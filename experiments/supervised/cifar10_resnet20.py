@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import nets
 from experiments import cli, images, tasks, training
 from nets.net import Net
-from paradigms.core import optimizers
+from paradigms.core import optimizers, schedules
 from paradigms.data import augment
 from paradigms.supervised import classifier, derive_classification
 
@@ -49,7 +49,7 @@ def network(config: Config) -> Net:
 def main(config: Config) -> None:
     """Trains on 45,000 of the official training images and tests on the official test set."""
     splits = images.load_splits(config, "cifar10", (32, 32, 3), config.validation)
-    schedule = optimizers.step_decay(
+    schedule = schedules.step_decay(
         config.learning_rate, (config.steps // 2, config.steps * 3 // 4)
     )
     net = network(config)

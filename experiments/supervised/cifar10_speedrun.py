@@ -20,7 +20,7 @@ import optax
 import nets
 from experiments import cli, images, tasks, training
 from nets.net import Net
-from paradigms.core import optimizers
+from paradigms.core import optimizers, schedules
 from paradigms.core.errors import InputError
 from paradigms.core.learner import Batch, Learner, Metrics
 from paradigms.core.state import PyTree, TrainState, fold_name
@@ -92,11 +92,11 @@ def optimizer(config: Config, steps_per_epoch: int) -> optax.GradientTransformat
     decay = config.weight_decay * config.batch_size / scale
 
     def group(rate: float, last_step: int | None = None) -> optax.GradientTransformation:
-        schedule = optimizers.one_cycle(
+        schedule = schedules.one_cycle(
             rate, config.steps, start=0.2 * rate, end=0.07 * rate, peak_at=0.23
         )
         if last_step is not None:
-            schedule = optax.join_schedules([schedule, optimizers.constant(0.0)], [last_step])
+            schedule = optax.join_schedules([schedule, schedules.constant(0.0)], [last_step])
         return optimizers.sgd(
             schedule,
             config.momentum,

@@ -16,7 +16,7 @@ import nets
 from experiments import cli, images, tasks, training
 from nets.net import Net
 from paradigms import data
-from paradigms.core import optimizers
+from paradigms.core import optimizers, schedules
 from paradigms.data import augment
 from paradigms.supervised import classifier, derive_classification
 
@@ -63,7 +63,7 @@ def main(config: Config) -> None:
     train, validation = data.split(
         data.digits("train", config.split), config.validation, seed=config.split
     )
-    schedule = optimizers.warmup_cosine(
+    schedule = schedules.warmup_cosine(
         config.learning_rate, config.steps, warmup_steps=config.steps // 20
     )
     net = network(config)

@@ -19,7 +19,7 @@ from typing import Literal
 import nets
 from experiments import cli, images, tasks, training
 from nets.net import Net
-from paradigms.core import optimizers
+from paradigms.core import optimizers, schedules
 from paradigms.data import augment
 from paradigms.supervised import classifier, derive_classification
 
@@ -73,7 +73,7 @@ def network(config: Config) -> Net:
 def main(config: Config) -> None:
     """Trains on the official training set and tests on the official test set."""
     splits = images.load_splits(config, "fashion_mnist", (28, 28, 1), config.validation)
-    schedule = optimizers.warmup_cosine(
+    schedule = schedules.warmup_cosine(
         config.learning_rate, config.steps, warmup_steps=config.steps // 20
     )
     net = network(config)

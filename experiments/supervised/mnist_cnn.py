@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import nets
 from experiments import cli, images, tasks, training
 from nets.net import Net
-from paradigms.core import optimizers
+from paradigms.core import optimizers, schedules
 from paradigms.data import augment
 from paradigms.supervised import classifier, derive_classification
 
@@ -51,7 +51,7 @@ def network(config: Config) -> Net:
 def main(config: Config) -> None:
     """Trains on the official training set and tests on the official test set."""
     splits = images.load_splits(config, "mnist", (28, 28, 1), config.validation)
-    schedule = optimizers.warmup_cosine(
+    schedule = schedules.warmup_cosine(
         config.learning_rate, config.steps, warmup_steps=config.steps // 20
     )
     net = network(config)

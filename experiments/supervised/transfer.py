@@ -24,7 +24,7 @@ from experiments import cli, images, summaries, tasks, training
 from experiments.prediction import load_weights
 from nets.net import Net
 from paradigms import data
-from paradigms.core import optimizers
+from paradigms.core import optimizers, schedules
 from paradigms.core.errors import InputError
 from paradigms.core.record import environment
 from paradigms.core.state import PyTree, TrainState
@@ -199,7 +199,7 @@ def _pretrain(config: Config) -> dict[str, PyTree]:
 
 
 def _optimizer(config: Config, rate: float, steps: int) -> Any:
-    schedule = optimizers.warmup_cosine(rate, steps, warmup_steps=steps // 20)
+    schedule = schedules.warmup_cosine(rate, steps, warmup_steps=steps // 20)
     return optimizers.sgd(schedule, 0.9, nesterov=True, weight_decay=config.weight_decay)
 
 

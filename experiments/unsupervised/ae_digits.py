@@ -18,7 +18,7 @@ import nets
 from experiments import cli, tasks, training
 from nets.net import Net
 from paradigms import data
-from paradigms.core import optimizers
+from paradigms.core import optimizers, schedules
 from paradigms.core.metrics import Means
 from paradigms.core.pictures import draw_images
 from paradigms.core.state import TrainState
@@ -85,7 +85,7 @@ def main(config: Config) -> None:
         data.digits("train", config.split), config.validation, seed=config.split
     )
     test = data.digits("test", config.split)
-    schedule = optimizers.warmup_cosine(config.learning_rate, config.steps)
+    schedule = schedules.warmup_cosine(config.learning_rate, config.steps)
     net = network(config)
 
     def picture(directory: Path, means: Means, state: TrainState) -> None:

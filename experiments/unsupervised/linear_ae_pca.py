@@ -18,7 +18,7 @@ import nets
 from experiments import cli, tasks, training
 from nets.net import Net
 from paradigms import data
-from paradigms.core import optimizers
+from paradigms.core import optimizers, schedules
 from paradigms.core.learner import Metrics
 from paradigms.core.metrics import Mean
 from paradigms.core.state import TrainState
@@ -70,7 +70,7 @@ def main(config: Config) -> None:
     x = pixels - pixels.mean(0)
     _, _, directions = np.linalg.svd(x.astype(np.float64), full_matrices=False)
     leading = directions[: config.components]
-    schedule = optimizers.warmup_cosine(config.learning_rate, config.steps)
+    schedule = schedules.warmup_cosine(config.learning_rate, config.steps)
     learner = autoencoder(*networks(config), optimizers.adam(schedule), input_name="x")
 
     def judge(state: TrainState, key: jax.Array) -> Metrics:

@@ -17,7 +17,7 @@ from experiments import cli, generative, training
 from experiments.images import Splits
 from nets.net import Net
 from paradigms import data
-from paradigms.core import optimizers
+from paradigms.core import optimizers, schedules
 from paradigms.core.learner import Learner
 from paradigms.data.cache import Data
 from paradigms.unsupervised import vae
@@ -84,7 +84,7 @@ def main(config: Config) -> None:
     )
     test = data.digits("test", config.split)
     encoder, decoder = networks(config)
-    schedule = optimizers.warmup_cosine(config.learning_rate, config.steps)
+    schedule = schedules.warmup_cosine(config.learning_rate, config.steps)
 
     def make(importance_samples: int) -> Learner:
         return vae(

@@ -1,11 +1,11 @@
-"""Optimisers and learning-rate schedules, as compositions of optax.
+"""Optimisers, as compositions of optax.
 
 Every optimiser is an `optax.GradientTransformation` that
 
 - clips the global norm of the gradient first, where `max_norm` is given;
 - decays kernels only, unless `decay_mask` says otherwise;
-- takes as `learning_rate` a number, a traced scalar (so that a sweep compiles once) or a schedule,
-  a function from the number of updates done, counted from 0, to a scalar;
+- takes as `learning_rate` a number, a traced scalar (so that a sweep compiles once) or a schedule
+  (`paradigms.core.schedules`);
 - with `accumulate=n` acts on the plain mean of n gradients and gives zero updates in between. The
   schedule counts the real updates. A learner whose batches are masked must see to it that the mean
   of its gradients is the gradient of the mean: each loss divided by a fixed count, not by the
@@ -19,16 +19,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
 from paradigms.core.errors import InputError
+from paradigms.core.scalars import Scalar, Scheduled, in_range, is_zero
 from paradigms.core.state import PyTree
 
-Scalar = float | jax.Array
-Schedule = Callable[[jax.typing.ArrayLike], jax.typing.ArrayLike]
-Scheduled = Scalar | Schedule
 Mask = bool | PyTree | Callable[[PyTree], PyTree]
 
 
@@ -120,12 +117,12 @@ def sgd(
     Raises:
       InputError: a number out of its range.
     """
-    _in_range("momentum", momentum, 0, below=1)
-    if nesterov and _is_zero(momentum):
+    in_range("momentum", momentum, 0, below=1)
+    if nesterov and is_zero(momentum):
         raise InputError("nesterov=True needs momentum > 0, for example 0.9")
     return _compose(
         _decay(weight_decay, decay_mask),
-        optax.identity() if _is_zero(momentum) else optax.trace(momentum, nesterov),
+        optax.identity() if is_zero(momentum) else optax.trace(momentum, nesterov),
         _scale(learning_rate),
         max_norm=max_norm,
         accumulate=accumulate,
@@ -165,14 +162,14 @@ def rmsprop(
     Raises:
       InputError: a number out of its range.
     """
-    _in_range("decay", decay, 0, below=1)
-    _in_range("eps", eps, 0)
-    _in_range("momentum", momentum, 0, below=1)
+    in_range("decay", decay, 0, below=1)
+    in_range("eps", eps, 0)
+    in_range("momentum", momentum, 0, below=1)
     by_root = optax.scale_by_stddev if centered else optax.scale_by_rms
     return _compose(
         _decay(weight_decay, decay_mask),
         by_root(decay, eps, eps_in_sqrt=eps_in_sqrt),
-        optax.identity() if _is_zero(momentum) else optax.trace(momentum),
+        optax.identity() if is_zero(momentum) else optax.trace(momentum),
         _scale(learning_rate),
         max_norm=max_norm,
         accumulate=accumulate,
@@ -288,10 +285,10 @@ def lars(
     Raises:
       InputError: a number out of its range.
     """
-    _in_range("learning_rate", learning_rate, 0)
-    _in_range("momentum", momentum, 0, below=1)
-    _in_range("trust_coefficient", trust_coefficient, 0)
-    _in_range("weight_decay", weight_decay, 0)
+    in_range("learning_rate", learning_rate, 0)
+    in_range("momentum", momentum, 0, below=1)
+    in_range("trust_coefficient", trust_coefficient, 0)
+    in_range("weight_decay", weight_decay, 0)
     return _compose(
         optax.lars(
             learning_rate,
@@ -338,9 +335,9 @@ def muon(
     Raises:
       InputError: a number out of its range; at `init`, no leaf is hidden or one is no matrix.
     """
-    _in_range("learning_rate", learning_rate, 0)
-    _in_range("momentum", momentum, 0, below=1)
-    _in_range("weight_decay", weight_decay, 0)
+    in_range("learning_rate", learning_rate, 0)
+    in_range("momentum", momentum, 0, below=1)
+    in_range("weight_decay", weight_decay, 0)
 
     def labels(params: PyTree) -> PyTree:
         marks = hidden(params)
@@ -471,7 +468,7 @@ def _compose(
         raise InputError(f"accumulate must be a whole number of at least 1, not {accumulate}")
     clip = []
     if max_norm is not None:
-        _in_range("max_norm", max_norm, 0, above=0)
+        in_range("max_norm", max_norm, 0, above=0)
         clip = [optax.masked(_FROZEN, frozen)] if frozen is not None else []
         clip.append(optax.clip_by_global_norm(max_norm))
     optimizer = optax.chain(*clip, *steps)
@@ -481,219 +478,19 @@ def _compose(
 
 
 def _adam(b1: Scalar, b2: Scalar, eps: Scalar) -> optax.GradientTransformation:
-    _in_range("b1", b1, 0, below=1)
-    _in_range("b2", b2, 0, below=1)
-    _in_range("eps", eps, 0)
+    in_range("b1", b1, 0, below=1)
+    in_range("b2", b2, 0, below=1)
+    in_range("eps", eps, 0)
     return optax.scale_by_adam(b1, b2, eps)
 
 
 def _decay(weight_decay: Scalar, mask: Mask) -> optax.GradientTransformation:
-    _in_range("weight_decay", weight_decay, 0)
-    if _is_zero(weight_decay):
+    in_range("weight_decay", weight_decay, 0)
+    if is_zero(weight_decay):
         return optax.identity()  # which, unlike a decay of 0, needs no parameters
     return optax.add_decayed_weights(weight_decay, mask)
 
 
 def _scale(learning_rate: Scheduled) -> optax.GradientTransformation:
-    _in_range("learning_rate", learning_rate, 0)
+    in_range("learning_rate", learning_rate, 0)
     return optax.scale_by_learning_rate(learning_rate)
-
-
-# Schedules --------------------------------------------------------------------------------------
-
-
-def current(value: Scheduled, count: jax.typing.ArrayLike) -> Any:
-    """What a number, or a schedule of `count`, is at `count`."""
-    return value(count) if callable(value) else value
-
-
-def constant(value: Scalar) -> Schedule:
-    """`value` at every step."""
-    _in_range("value", value, 0)
-    return optax.constant_schedule(value)
-
-
-def warmup_cosine(
-    peak: Scalar,
-    steps: int,
-    *,
-    warmup_steps: int = 0,
-    end: Scalar = 0.0,
-) -> Schedule:
-    """Linear from 0 to `peak`, then half a cosine down to `end` (Loshchilov and Hutter, 2017).
-
-    With a warm-up the very first update has rate 0 and changes nothing.
-
-    Args:
-      peak: the highest rate; may be traced.
-      steps: updates in all, the warm-up among them; `end` is reached at this step and kept.
-      warmup_steps: updates before `peak`.
-      end: the last rate, itself and not a fraction.
-
-    Raises:
-      InputError: a rate below 0, or not `0 <= warmup_steps < steps`.
-    """
-    _check_warmup(peak, end, steps, warmup_steps)
-    # optax's own composition of the two cannot take a traced peak.
-    shape = optax.cosine_decay_schedule(1.0, steps - warmup_steps)
-    return _warm_up(peak, warmup_steps, lambda step: end + (peak - end) * shape(step))
-
-
-def warmup_linear(
-    peak: Scalar,
-    steps: int,
-    *,
-    warmup_steps: int = 0,
-    end: Scalar = 0.0,
-) -> Schedule:
-    """Linear from 0 to `peak`, then linear down to `end`; arguments as for `warmup_cosine`."""
-    _check_warmup(peak, end, steps, warmup_steps)
-    return _warm_up(peak, warmup_steps, optax.linear_schedule(peak, end, steps - warmup_steps))
-
-
-def one_cycle(
-    peak: Scalar,
-    steps: int,
-    *,
-    start: Scalar = 0.0,
-    end: Scalar = 0.0,
-    peak_at: float = 0.5,
-) -> Schedule:
-    """A triangle: linear from `start` up to `peak`, then linear down to `end` (Smith, 2017).
-
-    airbench's is `one_cycle(peak, steps, start=.2 * peak, end=.07 * peak, peak_at=.23)`.
-
-    Args:
-      peak: the highest rate; may be traced, as may `start` and `end`.
-      steps: updates in all; `end` is reached at this step and kept.
-      start: the first rate.
-      end: the last rate.
-      peak_at: where the peak lies, as a fraction of `steps` in (0, 1), rounded to a step.
-
-    Raises:
-      InputError: a rate below 0, or no step left before or after the peak.
-    """
-    for name, value in (("peak", peak), ("start", start), ("end", end)):
-        _in_range(name, value, 0)
-    _check_steps(steps)
-    top = round(peak_at * steps)
-    if not 0 < top < steps:
-        raise InputError(
-            f"peak_at={peak_at} puts the peak at step {top} of {steps}; it must lie within"
-        )
-    return optax.join_schedules(
-        [optax.linear_schedule(start, peak, top), optax.linear_schedule(peak, end, steps - top)],
-        [top],
-    )
-
-
-def step_decay(
-    value: Scalar, boundaries: tuple[int, ...] | list[int], factor: float = 0.1
-) -> Schedule:
-    """`value`, multiplied by `factor` from each boundary on.
-
-    Args:
-      value: the first rate; may be traced.
-      boundaries: steps, increasing.
-      factor: positive.
-
-    Raises:
-      InputError: a rate or factor out of range, or boundaries that do not increase.
-    """
-    _in_range("value", value, 0)
-    _in_range("factor", factor, 0, above=0)
-    steps = [0, *boundaries]
-    if any(not isinstance(step, int | np.integer) for step in steps) or sorted(set(steps)) != steps:
-        raise InputError(f"boundaries must be increasing steps above 0, not {list(boundaries)}")
-    return optax.piecewise_constant_schedule(value, dict.fromkeys(boundaries, factor))
-
-
-def ramp_up(value: Scalar, steps: int) -> Schedule:
-    """`value * exp(-5 (1 - step / steps)^2)` up to `steps`, then `value` (Laine & Aila 2017).
-
-    From 0.0067 to 1 times the value; for the weight of a loss that is of no use at first.
-    """
-    _check_steps(steps)
-
-    def schedule(step: jax.typing.ArrayLike) -> jax.Array:
-        left = 1 - jnp.minimum(jnp.asarray(step, jnp.float32) / steps, 1.0)
-        return value * jnp.exp(-5 * jnp.square(left))
-
-    return schedule
-
-
-def held(schedule: Schedule, steps: int) -> Schedule:
-    """Each value of `schedule` for `steps` updates of the optimiser.
-
-    For a learner that does several of them at once, such as PPO, whose published rates move on from
-    one round of minibatches to the next.
-    """
-    if steps < 1:
-        raise InputError(f"held(steps={steps}): expected at least 1")
-    return lambda count: schedule(jnp.asarray(count) // steps)
-
-
-def cosine_arc(value: Scalar, steps: int, arc: float = 7 / 16) -> Schedule:
-    """`value * cos(arc * pi * step / steps)`; FixMatch's schedule by default.
-
-    Sohn et al., 2020 (https://arxiv.org/abs/2001.07685), section 2.3: the rate ends at .195 of its
-    start.
-
-    Raises:
-      InputError: a rate below 0, fewer than one step, or an arc outside (0, 1/2].
-    """
-    _in_range("value", value, 0)
-    _in_range("arc", arc, 0, above=0, below=0.5 + 1e-9)
-    _check_steps(steps)
-    return lambda step: value * jnp.cos(arc * jnp.pi * jnp.minimum(step / steps, 1.0))
-
-
-def _warm_up(peak: Scalar, steps: int, then: Schedule) -> Schedule:
-    if steps == 0:
-        return then
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, steps), then], [steps])
-
-
-def _check_warmup(peak: Scalar, end: Scalar, steps: int, warmup_steps: int) -> None:
-    _in_range("peak", peak, 0)
-    _in_range("end", end, 0)
-    _check_steps(steps)
-    if not isinstance(warmup_steps, int | np.integer) or not 0 <= warmup_steps < steps:
-        raise InputError(
-            f"warmup_steps must be a whole number from 0 to steps - 1 = {steps - 1}, "
-            f"not {warmup_steps}"
-        )
-
-
-def _check_steps(steps: int) -> None:
-    if not isinstance(steps, int | np.integer) or steps < 1:
-        raise InputError(f"steps must be a whole number of at least 1, not {steps}")
-
-
-def _is_zero(value: Scalar) -> bool:
-    """Whether `value` is known to be 0; a traced one is not."""
-    return not isinstance(value, jax.core.Tracer) and float(value) == 0
-
-
-def _in_range(
-    name: str,
-    value: Any,
-    least: float,
-    *,
-    above: float | None = None,
-    below: float | None = None,
-) -> None:
-    """Checks a number that is known; a traced one or a schedule passes."""
-    if callable(value):
-        return
-    if np.ndim(value) != 0:
-        raise InputError(f"{name} must be one number, not an array of shape {np.shape(value)}")
-    if isinstance(value, jax.core.Tracer):
-        return
-    number = float(value)
-    fits = np.isfinite(number) and number >= least
-    fits = fits and (above is None or number > above) and (below is None or number < below)
-    if not fits:
-        bounds = f"above {above}" if above is not None else f"at least {least}"
-        bounds += f" and below {below}" if below is not None else ""
-        raise InputError(f"{name} must be {bounds}, not {value}")

@@ -21,8 +21,8 @@ from paradigms.core.errors import InputError
 from paradigms.core.learner import Batch, Learner, Metrics
 from paradigms.core.mesh import constrain_batch
 from paradigms.core.metrics import Mean
-from paradigms.core.optimizers import Scheduled, current
 from paradigms.core.sampling import batch_indices, common_length, cycled_indices, data_key
+from paradigms.core.scalars import Scheduled, current
 from paradigms.core.state import PyTree, TrainState, fold_name
 
 Method = Literal["vmap", "map", "unroll"]

@@ -3,7 +3,7 @@
 import optax
 
 from nets.net import Net
-from paradigms.core.optimizers import Scalar, Scheduled
+from paradigms.core.scalars import Scalar, Scheduled
 from paradigms.reinforcement.agent import Agent
 from paradigms.reinforcement.environment import Box
 from paradigms.reinforcement.replay import Replay

@@ -11,7 +11,7 @@ from paradigms.core.ema import slow_copy
 from paradigms.core.errors import InputError
 from paradigms.core.learner import NORM_PERIOD, Batch, Learner, Metrics, descend
 from paradigms.core.metrics import Mean
-from paradigms.core.optimizers import Scalar, Scheduled, current
+from paradigms.core.scalars import Scalar, Scheduled, current
 from paradigms.core.state import PyTree, TrainState
 from paradigms.reinforcement.agent import Agent
 from paradigms.reinforcement.environment import Discrete

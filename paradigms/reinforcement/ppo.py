@@ -13,7 +13,7 @@ from paradigms.core.errors import InputError
 from paradigms.core.learner import Batch, Learner, Metrics, descend, norm
 from paradigms.core.mesh import constrain_batch
 from paradigms.core.metrics import Mean
-from paradigms.core.optimizers import Scalar, Scheduled, current
+from paradigms.core.scalars import Scalar, Scheduled, current
 from paradigms.core.state import PyTree, TrainState
 from paradigms.reinforcement.agent import Agent
 from paradigms.reinforcement.environment import Box, Discrete

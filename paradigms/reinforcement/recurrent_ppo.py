@@ -9,7 +9,7 @@ import optax
 from nets.net import Net
 from paradigms.core.errors import InputError
 from paradigms.core.learner import Batch, Learner, Metrics
-from paradigms.core.optimizers import Scalar, Scheduled, current
+from paradigms.core.scalars import Scalar, Scheduled, current
 from paradigms.core.state import PyTree, TrainState
 from paradigms.reinforcement.agent import Agent
 from paradigms.reinforcement.environment import Box, Discrete, choose

@@ -9,7 +9,7 @@ from paradigms.core.ema import ema
 from paradigms.core.errors import InputError
 from paradigms.core.learner import Batch, Learner, Metrics, descend_net
 from paradigms.core.metrics import Mean
-from paradigms.core.optimizers import Scalar, Scheduled, current
+from paradigms.core.scalars import Scalar, Scheduled, current
 from paradigms.core.state import PyTree, TrainState
 from paradigms.reinforcement.actor_critic import (
     answer,

@@ -17,7 +17,8 @@ import optax
 from paradigms.core.errors import InputError
 from paradigms.core.learner import Batch, Learner, Metrics, descend, minimise, norm
 from paradigms.core.metrics import Mean
-from paradigms.core.optimizers import sgd, warmup_cosine
+from paradigms.core.optimizers import sgd
+from paradigms.core.schedules import warmup_cosine
 from paradigms.core.state import PyTree, TrainState
 from paradigms.core.transforms import repeated, resident, swept
 from paradigms.self_supervised.joint_embedding import unit_length

@@ -12,7 +12,7 @@ from paradigms.core.ema import follow, slow_copy
 from paradigms.core.errors import InputError
 from paradigms.core.learner import Batch, Learner, Metrics, advance
 from paradigms.core.metrics import Mean
-from paradigms.core.optimizers import Scalar
+from paradigms.core.scalars import Scalar
 from paradigms.core.state import PyTree, TrainState, fold_name
 from paradigms.data.augment import Augmentation
 from paradigms.self_supervised.joint_embedding import (

@@ -11,7 +11,7 @@ from nets.net import Net
 from paradigms.core.errors import InputError
 from paradigms.core.learner import Learner, Metrics
 from paradigms.core.metrics import Mean
-from paradigms.core.optimizers import Scalar
+from paradigms.core.scalars import Scalar
 from paradigms.data.augment import Augmentation
 from paradigms.self_supervised.joint_embedding import COLLAPSED, check_pairs, siamese
 

@@ -11,7 +11,7 @@ from nets.net import Net
 from paradigms.core.ema import follow, slow_copy
 from paradigms.core.learner import Batch, Learner, Metrics, advance, minimise
 from paradigms.core.metrics import Mean
-from paradigms.core.optimizers import Scheduled, current
+from paradigms.core.scalars import Scheduled, current
 from paradigms.core.state import PyTree, TrainState
 from paradigms.data.augment import Augmentation
 from paradigms.semi_supervised.streams import (
@@ -59,7 +59,7 @@ def pi_model(
       net: gives logits `[B, K]`, and is noisy in training.
       optimizer: applied to the gradient of the sum of both losses.
       weight: of the `consistency`, a schedule of updates; the paper's rises to 100 by
-        `optimizers.ramp_up`, where the labelled loss is the mean over labelled examples, as here.
+        `schedules.ramp_up`, where the labelled loss is the mean over labelled examples, as here.
       augment: `(key, image) -> image`, drawn for each pass.
       input_name: the entry of both parts of the batch, as in `streams`, that goes into the net.
 
@@ -109,7 +109,7 @@ def mean_teacher(
       net: gives logits `[B, K]`, and is noisy in training.
       optimizer: applied to the gradient of the sum of both losses.
       weight: of the `consistency`, a schedule of updates; the paper's rises to 100 by
-        `optimizers.ramp_up`, where the labelled loss is the mean over labelled examples, as here.
+        `schedules.ramp_up`, where the labelled loss is the mean over labelled examples, as here.
       decay: of the teacher, in [0, 1], or a schedule; the paper's is 0.99 while the weight rises
         and 0.999 thereafter.
       augment: `(key, image) -> image`, drawn for student and teacher each.

@@ -10,7 +10,7 @@ from nets.net import Net
 from paradigms.core.classification import cross_entropy
 from paradigms.core.learner import Batch, Learner, minimise
 from paradigms.core.metrics import Mean
-from paradigms.core.optimizers import Scalar, Scheduled, current
+from paradigms.core.scalars import Scalar, Scheduled, current
 from paradigms.core.state import PyTree, TrainState
 from paradigms.data.augment import Augmentation
 from paradigms.semi_supervised.streams import (

@@ -26,7 +26,7 @@ from paradigms.core.errors import InputError
 from paradigms.core.learner import Batch, Metrics
 from paradigms.core.mesh import constrain_batch
 from paradigms.core.metrics import Mean, Means
-from paradigms.core.optimizers import Scalar
+from paradigms.core.scalars import Scalar
 from paradigms.core.state import PyTree, TrainState
 
 

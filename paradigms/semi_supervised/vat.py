@@ -11,7 +11,7 @@ from nets.net import Net
 from paradigms.core.errors import InputError
 from paradigms.core.learner import Batch, Learner, minimise
 from paradigms.core.metrics import Mean
-from paradigms.core.optimizers import Scalar, Scheduled, current
+from paradigms.core.scalars import Scalar, Scheduled, current
 from paradigms.core.state import PyTree, TrainState
 from paradigms.data.augment import Augmentation
 from paradigms.data.images import unit

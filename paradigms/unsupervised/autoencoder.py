@@ -12,7 +12,7 @@ from nets.net import Net
 from paradigms.core.errors import InputError
 from paradigms.core.learner import Batch, Learner, Metrics, minimise
 from paradigms.core.metrics import Mean
-from paradigms.core.optimizers import Scalar
+from paradigms.core.scalars import Scalar
 from paradigms.core.state import PyTree, TrainState, fold_name
 from paradigms.data.augment import Augmentation
 from paradigms.unsupervised.likelihoods import bernoulli_log_prob, unit_interval

@@ -15,7 +15,7 @@ from paradigms.core.errors import InputError
 from paradigms.core.learner import Batch, Learner, Metrics, descend_net
 from paradigms.core.mesh import constrain_batch
 from paradigms.core.metrics import Mean, add
-from paradigms.core.optimizers import Scalar
+from paradigms.core.scalars import Scalar
 from paradigms.core.state import PyTree, TrainState, fold_name
 from paradigms.data.augment import Augmentation
 

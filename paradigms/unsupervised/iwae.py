@@ -9,7 +9,7 @@ import optax
 from nets.net import Net
 from paradigms.core.learner import Batch, Learner, minimise
 from paradigms.core.metrics import Mean
-from paradigms.core.optimizers import Scalar
+from paradigms.core.scalars import Scalar
 from paradigms.core.state import PyTree, TrainState
 from paradigms.data.augment import Augmentation
 from paradigms.unsupervised.latent_model import (

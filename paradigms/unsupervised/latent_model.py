@@ -12,7 +12,7 @@ from paradigms.core import metrics as metrics_lib
 from paradigms.core.errors import InputError
 from paradigms.core.learner import Batch, Metrics
 from paradigms.core.metrics import Mean, Means
-from paradigms.core.optimizers import Scalar
+from paradigms.core.scalars import Scalar
 from paradigms.core.state import PyTree, TrainState
 from paradigms.core.transforms import loops_are_slow
 from paradigms.unsupervised.autoencoder import init_nets

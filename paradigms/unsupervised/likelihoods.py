@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from paradigms.core.errors import InputError
-from paradigms.core.optimizers import Scalar
+from paradigms.core.scalars import Scalar
 from paradigms.data.images import unit
 
 Likelihood = Literal["bernoulli", "gaussian"]

@@ -13,7 +13,7 @@ from paradigms.core import metrics as metrics_lib
 from paradigms.core.errors import InputError
 from paradigms.core.learner import Batch, Learner, Metrics, advance
 from paradigms.core.metrics import Mean, Means
-from paradigms.core.optimizers import Scalar
+from paradigms.core.scalars import Scalar
 from paradigms.core.state import PyTree, TrainState, fold_name
 from paradigms.data.augment import Augmentation
 from paradigms.unsupervised.likelihoods import unit_interval

@@ -7,7 +7,7 @@ import scipy.stats
 
 import nets
 from nets.net import Net
-from paradigms.core import optimizers
+from paradigms.core import optimizers, schedules
 from paradigms.core.errors import InputError
 from paradigms.core.loop import evaluator
 from paradigms.core.metrics import Mean, derive
@@ -410,7 +410,7 @@ def test_a_linear_vae_reaches_the_likelihood_of_probabilistic_pca():
     learner = vae(
         nets.mlp((), 4),
         nets.mlp((), 4),
-        optimizers.adam(optimizers.warmup_cosine(0.03, 1200)),
+        optimizers.adam(schedules.warmup_cosine(0.03, 1200)),
         likelihood="gaussian",
         scale=PCA.scale,
         importance_samples=200,
