@@ -23,6 +23,7 @@ FREE = (
     "run_dir",
     "data_dir",
     "mesh",
+    "remat",
     "debug",
     "track",
     "on_nonfinite",
@@ -55,6 +56,9 @@ class Options:
     """Devices to use, for instance "data=8", "fsdp=8" or "data=4,model=2"; by default one."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """What the network computes in; parameters, losses and metrics stay float32."""
+    remat: bool = False
+    """Computes what the blocks of a net computed again for the gradient, in place of keeping it: a
+    third more work for less memory, on accelerators (XLA for CPUs keeps it all the same)."""
     debug: bool = False
     """Runs without jit and stops at the operation that first produces a NaN."""
     on_nonfinite: Literal["stop", "skip", "rollback"] = "stop"

@@ -15,8 +15,9 @@ import numpy as np
 from experiments import cli, hardware, processes, rollback, summaries, trackers
 from experiments.summaries import per_run, run_of
 from experiments.tasks import Task, check_finite
+from nets.remat import rematerialising
 from paradigms.core.checkpoint import Checkpoints
-from paradigms.core.errors import NonFiniteError, Stopped
+from paradigms.core.errors import InputError, NonFiniteError, Stopped
 from paradigms.core.learner import Learner, Metrics
 from paradigms.core.loop import Every, Fitted, Sums, fit, jit_is_on, step_of
 from paradigms.core.mesh import make_mesh, parse_mesh, replicate, shard_state
@@ -107,6 +108,8 @@ def _train(
         return state if mesh is None else shard_state(state, mesh)
 
     state = start()
+    if config.remat:
+        _check_blocks(task, data)
     if config.spike and task.source is None:
         rollback.check_reported(jax.eval_shape(fresh.update, state, data)[1])
     checkpoints = Checkpoints(
@@ -142,6 +145,7 @@ def _train(
         Progress(config.steps, step) as progress,
         _profile(config, run, step) as profile,
         Watchdog(config.watchdog, run.directory / "stuck.txt", first=_FIRST_UPDATE) as watchdog,
+        rematerialising() if config.remat else contextlib.nullcontext(),
         checkpoints,
     ):
 
@@ -278,6 +282,18 @@ def updates_per_call(
     if slow:
         most = _UNROLLED_UPDATES_PER_CALL if steps >= _ENOUGH_TO_UNROLL else 1
     return max(n for n in range(1, most + 1) if interval % n == 0)
+
+
+def _check_blocks(task: Task, data: Any) -> None:
+    """Raises InputError where `--remat` would change nothing."""
+    with rematerialising() as blocks:
+        if task.source is None:
+            one = run_data(data, task.data_axis, 0)
+            state = jax.eval_shape(task.learner.init, jax.random.key(0), one)
+            # A function of its own, lest `_flops` should find it traced.
+            jax.eval_shape(lambda *args: task.learner.update(*args), state, one)
+    if not blocks:
+        raise InputError("--remat: the nets of this experiment have no blocks to compute again")
 
 
 def _flops(task: Task, data: Any) -> float | None:

@@ -29,6 +29,7 @@ from nets.net import (
 )
 from nets.projector import projector
 from nets.recurrent import recurrent_actor_critic
+from nets.remat import rematerialised, rematerialising
 from nets.resnet import resnet, resnet_cifar
 from nets.vit import vit
 from nets.wide_resnet import wide_resnet
@@ -62,6 +63,8 @@ __all__ = [
     "projector",
     "q_network",
     "recurrent_actor_critic",
+    "rematerialised",
+    "rematerialising",
     "resnet",
     "resnet_cifar",
     "squashed_gaussian",

@@ -12,6 +12,7 @@ from jax import lax
 from nets.dense import Dense
 from nets.layers import activation_function, check_choice, check_rate
 from nets.net import Net, from_linen
+from nets.remat import call_block
 from nets.transformer import Block, Initializer, Positions, check_heads, check_sizes, sinusoid
 
 Array = jax.Array
@@ -78,7 +79,7 @@ class LanguageModel(nn.Module):
                 name=f"block_{layer}",
             )
             if cache is None:
-                x = block(x, valid, train=train)
+                x = call_block(block, x, valid, train=train)
             else:
                 own = (cache["key"][layer], cache["value"][layer], past)
                 x, pair = block(x, valid, own, train)

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from nets.dense import Dense
 from nets.net import Net, from_linen
+from nets.remat import call_block
 from nets.transformer import (
     XAVIER,
     Block,
@@ -46,7 +47,7 @@ class MAEEncoder(nn.Module):
             x = jnp.take_along_axis(x, kept[..., None], axis=1)
         x = prepend(self.param("cls", _TOKEN, (1, 1, self.width)), x)
         for _ in range(self.depth):
-            x = Block(self.heads, self.mlp_dim)(x)
+            x = call_block(Block(self.heads, self.mlp_dim), x)
         return nn.LayerNorm(epsilon=1e-6, name="norm")(x)
 
 
@@ -79,7 +80,7 @@ class MAEDecoder(nn.Module):
         x = x + grid_positions(self.grid, self.width).astype(x.dtype)
         x = jnp.concatenate([first, x], axis=1)
         for _ in range(self.depth):
-            x = Block(self.heads, self.mlp_dim)(x)
+            x = call_block(Block(self.heads, self.mlp_dim), x)
         x = nn.LayerNorm(epsilon=1e-6, name="norm")(x)
         return Dense(self.outputs, kernel_init=XAVIER, name="pixels")(x)[:, 1:]
 

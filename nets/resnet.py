@@ -20,6 +20,7 @@ from nets.layers import (
     normalise,
 )
 from nets.net import Net, from_linen
+from nets.remat import call_block
 
 Shortcut = Literal["A", "B"]
 Stem = Literal["imagenet", "cifar"]
@@ -107,7 +108,7 @@ class ResNet(nn.Module):
         for stage, count in enumerate(self.blocks):
             for block in range(count):
                 index += 1
-                x = ResidualBlock(
+                residual = ResidualBlock(
                     self.width * 2**stage,
                     stride=2 if stage > 0 and block == 0 else 1,
                     bottleneck=self.bottleneck,
@@ -117,7 +118,8 @@ class ResNet(nn.Module):
                     zero_init=self.zero_init,
                     # Rising to the full rate at the last block (Huang et al. 2016, eq. 4).
                     stochastic_depth=self.stochastic_depth * index / depth,
-                )(x, train)
+                )
+                x = call_block(residual, x, train=train)
         x = x.mean((1, 2))
         return x if self.num_classes is None else Dense(self.num_classes)(x)
 

@@ -8,6 +8,7 @@ import jax
 from nets.dense import Dense
 from nets.layers import check_choice, check_rate
 from nets.net import Net, from_linen
+from nets.remat import call_block
 from nets.transformer import Block, check_heads, patch_tokens, prepend
 
 Pool = Literal["cls", "mean"]
@@ -38,17 +39,18 @@ class ViT(nn.Module):
         positions = nn.initializers.normal(0.02)
         x = x + self.param("positions", positions, (1, *x.shape[1:]))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        for block in range(self.depth):
+        for depth in range(self.depth):
             # Rising linearly to the full rate at the last block.
-            rate = self.stochastic_depth * block / max(1, self.depth - 1)
-            x = Block(
+            rate = self.stochastic_depth * depth / max(1, self.depth - 1)
+            block = Block(
                 self.heads,
                 self.mlp_dim,
                 dropout=self.dropout,
                 mlp_dropout=self.dropout,
                 stochastic_depth=rate,
-                name=f"EncoderBlock_{block}",
-            )(x, train=train)
+                name=f"EncoderBlock_{depth}",
+            )
+            x = call_block(block, x, train=train)
         x = nn.LayerNorm(epsilon=1e-6)(x)
         x = x[:, 0] if self.pool == "cls" else x.mean(1)
         # Zero: the first loss is ln K exactly.

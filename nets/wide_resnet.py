@@ -8,6 +8,7 @@ import jax
 from nets.dense import Dense
 from nets.layers import Activation, Norm, activation_function, check_options, normalise
 from nets.net import Net, from_linen
+from nets.remat import call_block
 from nets.resnet import conv
 
 
@@ -53,14 +54,15 @@ class WideResNet(nn.Module):
         x = conv(16, 3)(x)
         for stage in range(3):
             for block in range((self.depth - 4) // 6):
-                x = WideBlock(
+                wide = WideBlock(
                     16 * self.width * 2**stage,
                     stride=2 if stage > 0 and block == 0 else 1,
                     norm=self.norm,
                     activation=self.activation,
                     dropout=self.dropout,
                     momentum=self.momentum,
-                )(x, train)
+                )
+                x = call_block(wide, x, train=train)
         x = normalise(x, self.norm, train=train, momentum=self.momentum)
         x = activation_function(self.activation)(x)
         return Dense(self.num_classes)(x.mean((1, 2)))
