@@ -9,6 +9,8 @@ Burda et al. 2016 (arXiv:1509.00519), table 1, one stochastic layer: -85.54 nats
   python -m experiments.unsupervised.iwae_mnist --seeds 0 --steps 596000 --evaluate-every 29800
                                                                       200 passes, k = 5: an hour and
                                                                       a half on one core
+  python -m experiments.unsupervised.iwae_mnist --seeds 0 --binarisation static --steps 500000
+      --evaluate-every 50000                                          200 passes over static bits
 """
 
 from dataclasses import dataclass
@@ -31,6 +33,11 @@ PUBLISHED = {
         "200_passes": {
             "value": -89.44,
             "source": "aim: 0.8 nat above the VAE after as many passes, -90.24, our measurement",
+        },
+        "static_200_passes": {
+            "value": -90.62,
+            "source": "aim: 0.8 nat above the VAE after as many passes, -91.42, our measurement, "
+            "static binarisation",
         },
         "k50": {
             "value": -84.78,
