@@ -5,6 +5,7 @@ from typing import Literal
 import flax.linen as nn
 import jax
 
+from nets.conv import ConvTranspose
 from nets.dense import Dense
 from nets.layers import check_choice
 from nets.net import Net, from_linen
@@ -79,8 +80,8 @@ class ConvDecoder(nn.Module):
                 f"for images {self.shape}"
             )
         x = ResidualBlocks(self.blocks)(x)
-        x = nn.ConvTranspose(self.width, (4, 4), strides=(2, 2), kernel_init=HE_TRANSPOSED)(x)
-        return nn.ConvTranspose(channels, (4, 4), strides=(2, 2))(nn.relu(x))
+        x = ConvTranspose(self.width, kernel_init=HE_TRANSPOSED)(x)
+        return ConvTranspose(channels)(nn.relu(x))
 
 
 def conv_encoder(

@@ -1,7 +1,8 @@
-"""A 3x3 convolution whose gradients suit XLA's CPU backend."""
+"""Convolutions whose gradients suit XLA's CPU backend."""
 
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -70,7 +71,7 @@ def _forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Arra
 
 def _backward(saved: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
-    dx = _convolve(dy, kernel[::-1, ::-1].swapaxes(2, 3))
+    dx = _convolve(dy, _turn(kernel))
     height, width = x.shape[1:3]
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     flat = dy.reshape(-1, dy.shape[-1])
@@ -88,3 +89,74 @@ def _backward(saved: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Ar
 
 
 conv3x3.defvjp(_forward, _backward)
+
+
+class ConvTranspose(nn.Module):
+    """`nn.ConvTranspose` with stride 2 and padding "SAME", trained faster on a CPU.
+
+    Parameters, their names and the arithmetic are the same.
+
+    Attributes:
+      features: channels of the output.
+      kernel_size: two numbers.
+      use_bias: whether to add one for each channel.
+      kernel_init: of the kernel `[h, w, in, features]`.
+    """
+
+    features: int
+    kernel_size: tuple[int, int] = (4, 4)
+    use_bias: bool = True
+    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `x[B, H, W, in]` to `[B, 2 H, 2 W, features]`."""
+        shape = (*self.kernel_size, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape)
+        x, kernel = nn.dtypes.promote_dtype(x, kernel)
+        y = conv_transpose(x, kernel) if jax.default_backend() == "cpu" else _double(x, kernel)
+        if not self.use_bias:
+            return y
+        return y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(y.dtype)
+
+
+def _double(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return lax.conv_transpose(x, kernel, (2, 2), "SAME")
+
+
+@jax.custom_vjp
+def conv_transpose(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Transposed convolution of `x[B, H, W, in]` with `kernel[h, w, in, out]` and stride 2.
+
+    Its gradients are those of the strided convolution that it transposes, whose input is `dy`: of
+    the kernel XLA's own is a convolution with a window as large as the map, which took seven to
+    twenty times as long on an x86 core, for 7x7 to 16x16 maps of 16 to 256 channels. Forward-mode
+    differentiation does not pass through it; gradients of gradients do.
+    """
+    return _double(x, kernel)
+
+
+def _forward_transpose(
+    x: jax.Array, kernel: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _double(x, kernel), (x, kernel)
+
+
+def _backward_transpose(
+    saved: tuple[jax.Array, jax.Array], dy: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel = saved
+
+    def halve(turned: jax.Array) -> jax.Array:
+        return lax.conv_general_dilated(dy, turned, (2, 2), "SAME", dimension_numbers=_LAYOUT)
+
+    dx, pull = jax.vjp(halve, _turn(kernel))
+    return dx, _turn(pull(x)[0])
+
+
+def _turn(kernel: jax.Array) -> jax.Array:
+    """Turns it by 180 degrees, and exchanges its channels."""
+    return kernel[::-1, ::-1].swapaxes(2, 3)
+
+
+conv_transpose.defvjp(_forward_transpose, _backward_transpose)

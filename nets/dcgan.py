@@ -7,13 +7,14 @@ from typing import Literal
 import flax.linen as nn
 import jax
 
+from nets.conv import ConvTranspose
 from nets.dense import Dense
 from nets.layers import check_choice, normalise
 from nets.net import Net, from_linen
 
 _INIT = nn.initializers.normal(0.02)
 _halve = partial(nn.Conv, kernel_size=(4, 4), strides=(2, 2), kernel_init=_INIT)
-_double = partial(nn.ConvTranspose, kernel_size=(4, 4), strides=(2, 2), kernel_init=_INIT)
+_double = partial(ConvTranspose, kernel_init=_INIT)
 
 
 class DCGANGenerator(nn.Module):

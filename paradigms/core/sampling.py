@@ -42,14 +42,14 @@ def permute(key: jax.Array, position: jax.Array, size: int) -> jax.Array:
     offsets, salts = jax.random.bits(key, (2, _ROUNDS), jnp.uint32)
     offsets = offsets % jnp.uint32(size)
 
-    def swap_or_not(round_index: int, index: jax.Array) -> jax.Array:
+    def swap_or_not(round_index: jax.Array, index: jax.Array) -> jax.Array:
         mirror = (offsets[round_index] + jnp.uint32(size) - index) % jnp.uint32(size)
         swap = _mix(jnp.maximum(index, mirror) ^ salts[round_index]) >> 31
         return jnp.where(swap == 1, mirror, index)
 
+    # Four rounds to a turn of the loop: all in one kernel they take a second to compile.
     index = position.astype(jnp.uint32)
-    for i in range(_ROUNDS):  # written out they are one kernel, and not two for each round
-        index = swap_or_not(i, index)
+    index = jax.lax.fori_loop(0, _ROUNDS, swap_or_not, index, unroll=4)
     return index.astype(jnp.int32)
 
 

@@ -10,7 +10,7 @@ import pytest
 from jax import lax
 
 import nets.conv as conv_module
-from nets.conv import conv3x3, conv_general_dilated, wins
+from nets.conv import ConvTranspose, conv3x3, conv_general_dilated, wins
 
 KEY = jax.random.key(0)
 
@@ -94,3 +94,37 @@ def test_other_backends_keep_xla(monkeypatch):
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
     assert "custom_vjp" not in str(jax.make_jaxpr(call)(x, kernel))
+
+
+# Sides that differ, an odd kernel, and one output.
+@pytest.mark.parametrize(
+    "shape, features, size", [((3, 5, 4, 6), 2, (4, 4)), ((2, 3, 3, 2), 1, (5, 3))]
+)
+def test_a_transposed_convolution_is_that_of_flax(shape, features, size):
+    mine = ConvTranspose(features, size)
+    plain = nn.ConvTranspose(features, size, strides=(2, 2))
+    x = jax.random.normal(KEY, shape)
+    params = plain.init(KEY, x)
+    jax.tree.map(np.testing.assert_array_equal, mine.init(KEY, x), params)
+    bias = jax.random.normal(KEY, (features,))
+    params = {"params": {**params["params"], "bias": bias}}
+    np.testing.assert_array_equal(mine.apply(params, x), plain.apply(params, x))
+
+    def penalty(module, params, x):
+        """Has a gradient in it, so that its own are of the second order."""
+        loss, slope = jax.value_and_grad(lambda x: (module.apply(params, x) ** 3).sum())(x)
+        return loss + (slope**2).sum()
+
+    got, wanted = (
+        jax.jit(jax.grad(partial(penalty, module), (0, 1)))(params, x) for module in (mine, plain)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3), got, wanted)
+
+
+def test_a_transposed_convolution_keeps_the_precision_and_xla_elsewhere(monkeypatch):
+    module, x = ConvTranspose(2), jnp.ones((1, 4, 4, 3), jnp.bfloat16)
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), module.init(KEY, x))
+    assert module.apply(params, x).dtype == jnp.bfloat16
+    assert "custom_vjp" in str(jax.make_jaxpr(module.apply)(params, x))
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert "custom_vjp" not in str(jax.make_jaxpr(module.apply)(params, x))
