@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from nets.conv import conv_general_dilated
+from nets.conv import Conv
 from nets.dense import Dense
 from nets.layers import gelu, max_pool
 from nets.net import Net, from_linen
@@ -73,11 +73,10 @@ class Airbench(nn.Module):
             use_scale=False,
         )
         conv = partial(
-            nn.Conv,
+            Conv,
             kernel_size=(3, 3),
             use_bias=False,
             kernel_init=dirac_init,
-            conv_general_dilated=conv_general_dilated,
         )
         x = self._whiten(x)
         x = gelu(x)

@@ -5,7 +5,7 @@ from typing import Literal
 import flax.linen as nn
 import jax
 
-from nets.conv import ConvTranspose
+from nets.conv import Conv, ConvTranspose
 from nets.dense import Dense
 from nets.layers import check_choice
 from nets.net import Net, from_linen
@@ -28,7 +28,7 @@ class ResidualBlocks(nn.Module):
         """Maps `x[B, h, w, C]` to the same shape."""
         width = x.shape[-1]
         for _ in range(self.blocks):
-            branch = nn.Conv(width, (3, 3), kernel_init=HE)(nn.relu(x))
+            branch = Conv(width, (3, 3), kernel_init=HE)(nn.relu(x))
             x = x + nn.Conv(width, (1, 1), kernel_init=HE)(nn.relu(branch))
         return nn.relu(x)
 
@@ -73,7 +73,7 @@ class ConvDecoder(nn.Module):
             x = Dense(small[0] * small[1] * self.width)(z)
             x = x.reshape(-1, *small, self.width)
         elif z.ndim == 4 and z.shape[1:3] == small:
-            x = nn.Conv(self.width, (3, 3))(z)
+            x = Conv(self.width, (3, 3))(z)
         else:
             raise ValueError(
                 f"conv_decoder: input {z.shape}: expected [B, {small[0]}, {small[1]}, D] or [B, D] "

@@ -6,7 +6,7 @@ from typing import Literal
 import flax.linen as nn
 import jax
 
-from nets.conv import conv_general_dilated
+from nets.conv import Conv
 from nets.dense import Dense
 from nets.layers import (
     Activation,
@@ -45,13 +45,12 @@ class CNN(nn.Module):
             # Pooling just before the mean over all places would only throw places away.
             pools = self.pool == "flatten" or block < len(self.features) - 1
             for convolution in range(count):
-                x = nn.Conv(
+                x = Conv(
                     width,
                     (self.kernel_size, self.kernel_size),
                     # A bias before batch norm would be subtracted again.
                     use_bias=self.norm != "batch",
                     kernel_init=init,
-                    conv_general_dilated=conv_general_dilated,
                 )(x)
                 here = pools and convolution == count - 1
                 if here and self.pool_first:

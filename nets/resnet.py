@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from nets.conv import Conv
 from nets.dense import Dense
 from nets.layers import (
     Activation,
@@ -34,7 +35,7 @@ def conv(features: int, size: int, stride: int = 1) -> nn.Conv:
 
     ("SAME" would pad a strided one on the right only, against every published network.)
     """
-    return nn.Conv(
+    return Conv(
         features,
         (size, size),
         strides=stride,
