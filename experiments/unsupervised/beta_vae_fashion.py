@@ -5,7 +5,7 @@ compiles once, the KL on the test set has to fall from beta 1 to 4 to 16 on ever
 the share of the steps between neighbours that do. The decoder is a Bernoulli on grey levels, so
 that its nats are no likelihoods and compare with each other only.
 
-  python -m experiments.unsupervised.beta_vae_fashion        3 seeds, half an hour on two CPU cores
+  python -m experiments.unsupervised.beta_vae_fashion        3 seeds, ten minutes on one CPU core
 """
 
 from collections.abc import Mapping
