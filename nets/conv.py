@@ -46,8 +46,8 @@ def wins(images: tuple[int, ...], size: int) -> bool:
     """Whether the gradient of a kernel of this size is faster by `convolve`.
 
     Measured on an x86 core for 3x3 kernels and images `[B, H, W, C]` of 7x7 to 32x32 with 1 to 256
-    channels: never slower, and XLA's takes 1.5 to 3 times as long from 16 to 16 channels on, and
-    twelve times from 64 to 64 at 32x32. At 4x4 XLA's is a fifth faster.
+    channels: never slower, and XLA's takes 1.6 to 5 times as long from 16 channels on, and twelve
+    times from 64 to 64 at 32x32. At 4x4 XLA's is a fifth faster.
     """
     return size >= 3 and min(images[1:3]) >= 7
 
@@ -147,9 +147,10 @@ def conv_transpose(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Transposed convolution of `x[B, H, W, in]` with `kernel[h, w, in, out]` and stride 2.
 
     Its gradients are those of the strided convolution that it transposes, whose input is `dy`: of
-    the kernel XLA's own is a convolution with a window as large as the map, which took seven to
-    twenty times as long on an x86 core, for 7x7 to 16x16 maps of 16 to 256 channels. Forward-mode
-    differentiation does not pass through it; gradients of gradients do.
+    the kernel XLA's own is a convolution with a window as large as the map, with which both took
+    two to four times as long where the outputs are few, and seven to twenty otherwise (an x86 core,
+    maps of 4x4 to 16x16). Forward-mode differentiation does not pass through it; gradients of
+    gradients do.
     """
     return _double(x, kernel)
 

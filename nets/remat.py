@@ -6,7 +6,6 @@ from contextvars import ContextVar
 from typing import Any
 
 import flax.linen as nn
-import jax
 
 from nets.net import Net, PyTree
 
@@ -42,15 +41,9 @@ def rematerialised(net: Net) -> Net:
       ValueError: when it is traced, a net without blocks.
     """
 
-    def apply(
-        params: PyTree,
-        model_state: PyTree,
-        *inputs: Any,
-        key: jax.Array | None = None,
-        train: bool = False,
-    ) -> tuple[Any, PyTree]:
+    def apply(*args: Any, **options: Any) -> tuple[Any, PyTree]:
         with rematerialising() as blocks:
-            outputs = net.apply(params, model_state, *inputs, key=key, train=train)
+            outputs = net.apply(*args, **options)
         if not blocks:
             raise ValueError("this net has no blocks whose activations could be computed again")
         return outputs

@@ -39,16 +39,16 @@ class ViT(nn.Module):
         positions = nn.initializers.normal(0.02)
         x = x + self.param("positions", positions, (1, *x.shape[1:]))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        for depth in range(self.depth):
+        for index in range(self.depth):
             # Rising linearly to the full rate at the last block.
-            rate = self.stochastic_depth * depth / max(1, self.depth - 1)
+            rate = self.stochastic_depth * index / max(1, self.depth - 1)
             block = Block(
                 self.heads,
                 self.mlp_dim,
                 dropout=self.dropout,
                 mlp_dropout=self.dropout,
                 stochastic_depth=rate,
-                name=f"EncoderBlock_{depth}",
+                name=f"EncoderBlock_{index}",
             )
             x = call_block(block, x, train=train)
         x = nn.LayerNorm(epsilon=1e-6)(x)

@@ -23,7 +23,7 @@ import numpy as np
 import optax
 
 from paradigms.core.errors import InputError
-from paradigms.core.scalars import Scalar, Scheduled, in_range, is_zero
+from paradigms.core.scalars import Scalar, Scheduled, check_range, is_zero
 from paradigms.core.state import PyTree
 
 Mask = bool | PyTree | Callable[[PyTree], PyTree]
@@ -117,7 +117,7 @@ def sgd(
     Raises:
       InputError: a number out of its range.
     """
-    in_range("momentum", momentum, 0, below=1)
+    check_range("momentum", momentum, 0, below=1)
     if nesterov and is_zero(momentum):
         raise InputError("nesterov=True needs momentum > 0, for example 0.9")
     return _compose(
@@ -162,9 +162,9 @@ def rmsprop(
     Raises:
       InputError: a number out of its range.
     """
-    in_range("decay", decay, 0, below=1)
-    in_range("eps", eps, 0)
-    in_range("momentum", momentum, 0, below=1)
+    check_range("decay", decay, 0, below=1)
+    check_range("eps", eps, 0)
+    check_range("momentum", momentum, 0, below=1)
     by_root = optax.scale_by_stddev if centered else optax.scale_by_rms
     return _compose(
         _decay(weight_decay, decay_mask),
@@ -285,10 +285,10 @@ def lars(
     Raises:
       InputError: a number out of its range.
     """
-    in_range("learning_rate", learning_rate, 0)
-    in_range("momentum", momentum, 0, below=1)
-    in_range("trust_coefficient", trust_coefficient, 0)
-    in_range("weight_decay", weight_decay, 0)
+    check_range("learning_rate", learning_rate, 0)
+    check_range("momentum", momentum, 0, below=1)
+    check_range("trust_coefficient", trust_coefficient, 0)
+    check_range("weight_decay", weight_decay, 0)
     return _compose(
         optax.lars(
             learning_rate,
@@ -335,9 +335,9 @@ def muon(
     Raises:
       InputError: a number out of its range; at `init`, no leaf is hidden or one is no matrix.
     """
-    in_range("learning_rate", learning_rate, 0)
-    in_range("momentum", momentum, 0, below=1)
-    in_range("weight_decay", weight_decay, 0)
+    check_range("learning_rate", learning_rate, 0)
+    check_range("momentum", momentum, 0, below=1)
+    check_range("weight_decay", weight_decay, 0)
 
     def labels(params: PyTree) -> PyTree:
         marks = hidden(params)
@@ -468,7 +468,7 @@ def _compose(
         raise InputError(f"accumulate must be a whole number of at least 1, not {accumulate}")
     clip = []
     if max_norm is not None:
-        in_range("max_norm", max_norm, 0, above=0)
+        check_range("max_norm", max_norm, 0, above=0)
         clip = [optax.masked(_FROZEN, frozen)] if frozen is not None else []
         clip.append(optax.clip_by_global_norm(max_norm))
     optimizer = optax.chain(*clip, *steps)
@@ -478,19 +478,19 @@ def _compose(
 
 
 def _adam(b1: Scalar, b2: Scalar, eps: Scalar) -> optax.GradientTransformation:
-    in_range("b1", b1, 0, below=1)
-    in_range("b2", b2, 0, below=1)
-    in_range("eps", eps, 0)
+    check_range("b1", b1, 0, below=1)
+    check_range("b2", b2, 0, below=1)
+    check_range("eps", eps, 0)
     return optax.scale_by_adam(b1, b2, eps)
 
 
 def _decay(weight_decay: Scalar, mask: Mask) -> optax.GradientTransformation:
-    in_range("weight_decay", weight_decay, 0)
+    check_range("weight_decay", weight_decay, 0)
     if is_zero(weight_decay):
         return optax.identity()  # which, unlike a decay of 0, needs no parameters
     return optax.add_decayed_weights(weight_decay, mask)
 
 
 def _scale(learning_rate: Scheduled) -> optax.GradientTransformation:
-    in_range("learning_rate", learning_rate, 0)
+    check_range("learning_rate", learning_rate, 0)
     return optax.scale_by_learning_rate(learning_rate)

@@ -23,7 +23,7 @@ def is_zero(value: Scalar) -> bool:
     return not isinstance(value, jax.core.Tracer) and float(value) == 0
 
 
-def in_range(
+def check_range(
     name: str,
     value: Any,
     least: float,
@@ -31,7 +31,7 @@ def in_range(
     above: float | None = None,
     below: float | None = None,
 ) -> None:
-    """Checks a number that is known; a traced one or a schedule passes."""
+    """Raises InputError for a number that does not fit; a traced one or a schedule passes."""
     if callable(value):
         return
     if np.ndim(value) != 0:
@@ -48,6 +48,6 @@ def in_range(
 
 
 def check_steps(steps: int) -> None:
-    """Checks that it is a whole number of at least 1."""
+    """Raises InputError for what is no whole number of at least 1."""
     if not isinstance(steps, int | np.integer) or steps < 1:
         raise InputError(f"steps must be a whole number of at least 1, not {steps}")

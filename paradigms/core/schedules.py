@@ -6,12 +6,12 @@ import numpy as np
 import optax
 
 from paradigms.core.errors import InputError
-from paradigms.core.scalars import Scalar, Schedule, check_steps, in_range
+from paradigms.core.scalars import Scalar, Schedule, check_range, check_steps
 
 
 def constant(value: Scalar) -> Schedule:
     """`value` at every step."""
-    in_range("value", value, 0)
+    check_range("value", value, 0)
     return optax.constant_schedule(value)
 
 
@@ -76,7 +76,7 @@ def one_cycle(
       InputError: a rate below 0, or no step left before or after the peak.
     """
     for name, value in (("peak", peak), ("start", start), ("end", end)):
-        in_range(name, value, 0)
+        check_range(name, value, 0)
     check_steps(steps)
     top = round(peak_at * steps)
     if not 0 < top < steps:
@@ -102,8 +102,8 @@ def step_decay(
     Raises:
       InputError: a rate or factor out of range, or boundaries that do not increase.
     """
-    in_range("value", value, 0)
-    in_range("factor", factor, 0, above=0)
+    check_range("value", value, 0)
+    check_range("factor", factor, 0, above=0)
     steps = [0, *boundaries]
     if any(not isinstance(step, int | np.integer) for step in steps) or sorted(set(steps)) != steps:
         raise InputError(f"boundaries must be increasing steps above 0, not {list(boundaries)}")
@@ -144,8 +144,8 @@ def cosine_arc(value: Scalar, steps: int, arc: float = 7 / 16) -> Schedule:
     Raises:
       InputError: a rate below 0, fewer than one step, or an arc outside (0, 1/2].
     """
-    in_range("value", value, 0)
-    in_range("arc", arc, 0, above=0, below=0.5 + 1e-9)
+    check_range("value", value, 0)
+    check_range("arc", arc, 0, above=0, below=0.5 + 1e-9)
     check_steps(steps)
     return lambda step: value * jnp.cos(arc * jnp.pi * jnp.minimum(step / steps, 1.0))
 
@@ -157,8 +157,8 @@ def _warm_up(peak: Scalar, steps: int, then: Schedule) -> Schedule:
 
 
 def _check_warmup(peak: Scalar, end: Scalar, steps: int, warmup_steps: int) -> None:
-    in_range("peak", peak, 0)
-    in_range("end", end, 0)
+    check_range("peak", peak, 0)
+    check_range("end", end, 0)
     check_steps(steps)
     if not isinstance(warmup_steps, int | np.integer) or not 0 <= warmup_steps < steps:
         raise InputError(
