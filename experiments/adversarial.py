@@ -63,6 +63,8 @@ class ImageOptions(Options):
 
     width: int = 32
     """Channels of the widest map; see `nets.dcgan_generator`."""
+    hidden: int = 1024
+    """Units of the dense layer between latents and map, and of the one before the score."""
     decay: float = 0.999
     """Of the moving average of the generator, which is judged."""
     classifier_steps: int = 2345
@@ -76,6 +78,7 @@ class ImageOptions(Options):
             steps=300,
             evaluate_every=150,
             width=8,
+            hidden=32,
             decay=0.95,
             learning_rate=1e-3,
             samples=500,
@@ -232,7 +235,8 @@ def train_on_images(
 
 def image_generator(config: ImageOptions) -> Net:
     """Latents `[B, latent]` to images `[B, 28, 28, 1]` in [-1, 1]."""
-    return nets.with_precision(nets.dcgan_generator(width=config.width), config.precision)
+    generator = nets.dcgan_generator(width=config.width, hidden=config.hidden)
+    return nets.with_precision(generator, config.precision)
 
 
 def _bytes(samples: np.ndarray) -> np.ndarray:

@@ -50,7 +50,7 @@ def network(config: Config) -> Net:
 def main(config: Config) -> None:
     """Trains the classifier, then the adversaries."""
     adversarial.check(config)
-    critic = nets.dcgan_critic(width=config.width, norm=None)
+    critic = nets.dcgan_critic(width=config.width, norm=None, hidden=config.hidden)
     learner = gan(
         network(config),
         nets.with_precision(critic, config.precision),

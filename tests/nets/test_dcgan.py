@@ -48,6 +48,56 @@ def test_sizes_by_hand(shape, generator_parameters, critic_parameters):
     assert jax.eval_shape(critic.apply, params, model_state, x)[0].shape == (5,)
 
 
+def test_sizes_with_dense_layers_by_hand():
+    z, x = jnp.zeros((5, 74)), jnp.zeros((5, 28, 28, 1))
+    # 74 -> 1024 -> 7x7x128 -> 14x14x64 -> 28x28x1, and back to 1024 -> 1.
+    params, _ = shapes(dcgan_generator(hidden=1024), z)
+    dense = 74 * 1024 + 1024 * 49 * 128 + 2 * (1024 + 128)
+    assert count_parameters(params) == dense + 16 * (128 * 64 + 64) + 1 + 2 * 64
+    params, _ = shapes(dcgan_critic(hidden=1024), x)
+    dense = 49 * 128 * 1024 + 2 * (128 + 1024) + 1024 + 1
+    assert count_parameters(params) == 16 * (64 + 64 * 128) + 64 + dense
+
+
+def test_the_dense_layers_by_hand():
+    x, z = jax.random.normal(KEY, (6, 8, 8, 1)), jax.random.normal(KEY, (6, 3))
+
+    def centred(x):
+        return (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5)
+
+    critic = dcgan_critic((8, 8, 1), width=2, hidden=5)
+    params, model_state = critic.init(KEY, x)
+    maps = jax.lax.conv_general_dilated(
+        x,
+        params["Conv_0"]["kernel"],
+        (2, 2),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    first, last = (params[name]["kernel"] for name in ("Dense_0", "Dense_1"))
+    hidden = centred(np.where(maps > 0, maps, 0.2 * maps).reshape(6, -1) @ first)
+    expected = np.where(hidden > 0, hidden, 0.2 * hidden) @ last[:, 0]
+    found, _ = critic.apply(params, model_state, x, train=True)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
+    assert "bias" not in params["Dense_0"]  # batch norm has one
+    params, _ = shapes(dcgan_critic((8, 8, 1), width=2, hidden=5, norm=None), x)
+    assert "bias" in params["Dense_0"]
+
+    # The generator's other layers see the dense one's output alone: without it, given that output.
+    generator, plain = (dcgan_generator((8, 8, 1), width=2, hidden=n) for n in (5, 0))
+    params, model_state = generator.init(KEY, z)
+    hidden = np.maximum(centred(np.asarray(z @ params["Dense_0"]["kernel"])), 0)
+    renamed = {"Dense_0": "Dense_1", "BatchNorm_0": "BatchNorm_1"}
+    of_plain, statistics = plain.init(KEY, hidden)
+    rest = {name: params[renamed.get(name, name)] for name in of_plain}
+    np.testing.assert_allclose(
+        generator.apply(params, model_state, z, train=True)[0],
+        plain.apply(rest, statistics, hidden, train=True)[0],
+        rtol=1e-3,
+        atol=1e-5,
+    )
+
+
 @pytest.mark.parametrize("side", [8, 14, 16, 64])
 def test_other_sides(side):
     z, x = jnp.zeros((2, 3)), jnp.zeros((2, side, side, 2))
@@ -203,6 +253,8 @@ def test_a_spectral_critic_does_not_see_the_scale_of_its_kernels():
         (lambda: dcgan_critic((0, 0, 1)), "dcgan_critic: images of 0x0"),
         (lambda: dcgan_critic((28, 28, 0)), "0 channels and width 64 must be at least 1"),
         (lambda: dcgan_generator(width=0), "1 channels and width 0 must be at least 1"),
+        (lambda: dcgan_generator(hidden=-1), "dcgan_generator: hidden=-1: expected 0"),
+        (lambda: dcgan_critic(hidden=-1), "dcgan_critic: hidden=-1: expected 0"),
         (
             lambda: dcgan_critic(norm="group"),
             "unknown norm 'group': choose one of 'batch', 'layer'",
