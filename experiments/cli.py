@@ -33,6 +33,7 @@ FREE = (
     "keep",
     "keep_every",
     "keep_best",
+    "mirror",
 )
 
 
@@ -76,6 +77,9 @@ class Options:
     """Keeps for good those after so many updates, twice and three times so many too; 0 for none."""
     keep_best: Literal["highest", "lowest"] | None = None
     """Keeps the one of the best validation metric too, that which is shown while training."""
+    mirror: str = ""
+    """A folder in a bucket, as gs://bucket/runs/resnet, that gets a copy of the run directory twice
+    a minute and at the end; where the directory has no run, that of the folder is taken up."""
     profile: str = ""
     """FIRST:LAST, as 100:200: traces the updates between these numbers into run_dir/profile."""
     watchdog: float = 0.0
@@ -105,14 +109,15 @@ def run(main: Callable[[Config], None], config_type: type[Config]) -> None:
         if config.smoke:
             # What was asked for by name holds in a rehearsal too.
             config = parse(config_type, name, module.__doc__, default=config.rehearsal())
-        from experiments import processes  # brings jax, which help does not need
+        from experiments import mirror, processes, training  # bring jax, which help does not need
 
         with processes.joined():
             if not processes.records():
-                config = dataclasses.replace(config, track=())
+                config = dataclasses.replace(config, track=(), mirror="")
             prepare(config)
             _check_network(module, config)
-            main(config)
+            with mirror.mirrored(training.directory_of(main, config), config.mirror):
+                main(config)
 
 
 def parse(config_type: type[Parsed], name: str, description: str | None, **options: Any) -> Parsed:

@@ -38,7 +38,7 @@ _FORMAT = 2
 
 # What is being written, replaced or deleted lives in this folder beside the steps and enters or
 # leaves the directory by one rename. Whatever a killed process left here is rubbish.
-_UNFINISHED = "unfinished"
+UNFINISHED = "unfinished"
 
 # Behind it the step of a checkpoint that was found to be damaged: kept, but no longer one of them.
 _SET_ASIDE = "damaged-"
@@ -176,7 +176,7 @@ class Checkpoints:
         with self._one_line(step, items):
             if _writes():
                 self.directory.mkdir(parents=True, exist_ok=True)
-                _remove(self.directory / _UNFINISHED)
+                _remove(self.directory / UNFINISHED)
                 self._check_space(step, _size(items))
         if self._background:
             # Donated arrays are gone with the next update, which a view would keep from donating.
@@ -196,7 +196,7 @@ class Checkpoints:
             writing.result()
 
     def _write(self, step: int, items: Mapping[str, Any], manifest: dict[str, Any]) -> None:
-        unfinished = self.directory / _UNFINISHED
+        unfinished = self.directory / UNFINISHED
         with self._one_line(step, items):
             with _quiet_orbax():
                 self._checkpointer.save(
@@ -222,7 +222,7 @@ class Checkpoints:
         # Orbax and TensorStore report a full disk as ValueError, ours as OSError.
         except Exception as error:
             if _writes():
-                _remove(self.directory / _UNFINISHED)
+                _remove(self.directory / UNFINISHED)
             raise InputError(
                 f"could not save the checkpoint of step {step} in {self.directory} "
                 f"({_bytes(_size(items))} needed, {self._free()} free): {_reason(error)}; "
@@ -356,7 +356,7 @@ class Checkpoints:
         for old in steps:
             if old not in kept and not (self.every and old % self.every == 0):
                 # Renamed first: a folder that is half deleted must not look like a checkpoint.
-                (self.directory / str(old)).rename(self.directory / _UNFINISHED / str(old))
+                (self.directory / str(old)).rename(self.directory / UNFINISHED / str(old))
 
     def _best(self) -> int | None:
         scored = [

@@ -24,11 +24,11 @@ from paradigms.core.state import PyTree
 
 Json = Any
 
-_LOCK = "lock"
 _CONFIG = "config.json"
 _METRICS = "metrics.csv"
 _SUMMARY = "summary.json"
 _COLUMNS = "run,step,name,value\n"
+LOCK = "lock"
 WRITING = ".writing"
 
 # Where files lie does not change what a run computes.
@@ -92,13 +92,13 @@ class Run:
         with explained(f"cannot use the run directory {directory}"):
             directory.mkdir(parents=True, exist_ok=True)
             config_file = directory / _CONFIG
-            strangers = {entry.name for entry in directory.iterdir()} - {_LOCK, _CONFIG + WRITING}
+            strangers = {entry.name for entry in directory.iterdir()} - {LOCK, _CONFIG + WRITING}
             if strangers and not config_file.exists():
                 raise InputError(
                     f"{directory} is not a run directory: it holds {min(strangers)!r} but no "
                     f"{_CONFIG}; give an empty or a new directory"
                 )
-            lock = _acquire(directory / _LOCK)
+            lock = _acquire(directory / LOCK)
         try:
             with explained(f"cannot use the run directory {directory}"):
                 resumed = config_file.exists()
@@ -135,7 +135,7 @@ class Run:
             # A mistake that was found before anything was measured must not keep the directory from
             # the command that mends it.
             held = {entry.name for entry in self.directory.iterdir()}
-            if held == {_LOCK, _CONFIG}:
+            if held == {LOCK, _CONFIG}:
                 (self.directory / _CONFIG).unlink()
         self.close()
 

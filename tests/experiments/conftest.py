@@ -5,8 +5,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from experiments import cli
+from experiments.supervised import digits_mlp
 
 ROOT = Path(__file__).parents[2]
 SHORT = ("--steps", "40", "--evaluate-every", "20", "--seeds", "0", "1", "--width", "32")
@@ -62,3 +66,19 @@ def finished(python: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = python("-m", "experiments.supervised.digits_mlp", *SHORT, "--run-dir", directory)
     assert done.returncode == 0, done.stderr
     return directory
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Runs the command line of an experiment in this process: `(status, stdout, stderr)`."""
+
+    def run(*options: object, experiment: Any = digits_mlp) -> tuple[Any, str, str]:
+        monkeypatch.setattr("sys.argv", ["experiment", *map(str, options)])
+        status: Any = 0
+        try:
+            cli.run(experiment.main, experiment.Config)
+        except SystemExit as leave:
+            status = leave.code
+        return status, *capsys.readouterr()
+
+    return run

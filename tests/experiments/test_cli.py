@@ -34,22 +34,6 @@ def offline(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """Runs the command line of an experiment in this process: `(status, stdout, stderr)`."""
-
-    def run(*options, experiment=digits_mlp):
-        monkeypatch.setattr("sys.argv", ["experiment", *map(str, options)])
-        status = 0
-        try:
-            cli.run(experiment.main, experiment.Config)
-        except SystemExit as leave:
-            status = leave.code
-        return status, *capsys.readouterr()
-
-    return run
-
-
 def is_one_line(found, status, *expected):
     """Whether a command left with a status and one line that has all that is expected."""
     left, _, stderr = found
