@@ -78,6 +78,14 @@ SPEEDS = (
         "lower",
     ),
     Speed(
+        "saving a VAE every thousand updates",
+        "saving",
+        "of the time of training",
+        lambda results: results["modes"]["saved"]["over_not_saved"],
+        0.03,
+        "lower",
+    ),
+    Speed(
         "FixMatch with its views, a step",
         "fixmatch",
         "of the time of its passes",

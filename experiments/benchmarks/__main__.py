@@ -1,6 +1,7 @@
 """Measures how fast learners learn: how long an update takes, compiling, the way to a target.
 
-Systems are mlp, cnn, resnet, gpt, vae, simclr, fixmatch, ppo and dqn; each has a file of figures.
+Systems are mlp, cnn, resnet, gpt, vae, simclr, fixmatch, ppo, dqn and saving; each has a file of
+figures.
 
   pip install torch                                   for --peers
   python -m experiments.benchmarks                    all of them, ours alone

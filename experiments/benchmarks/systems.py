@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from experiments.benchmarks import agents, cnn, fixmatch, gpt, mlp, resnet, simclr, vae
+from experiments.benchmarks import agents, cnn, fixmatch, gpt, mlp, resnet, saving, simclr, vae
 from experiments.benchmarks.measuring import System
 
 SYSTEMS: dict[str, Callable[[], System]] = {
@@ -15,4 +15,5 @@ SYSTEMS: dict[str, Callable[[], System]] = {
     "fixmatch": fixmatch.system,
     "ppo": agents.ppo_system,
     "dqn": agents.dqn_system,
+    "saving": saving.system,
 }

@@ -25,12 +25,14 @@ from experiments.benchmarks import (
     measuring,
     mlp,
     resnet,
+    saving,
     simclr,
     vae,
 )
 from experiments.benchmarks.measuring import Reached, Ready, System, Target
 from experiments.benchmarks.systems import SYSTEMS
 from paradigms.core import optimizers
+from paradigms.core.checkpoint import Checkpoints
 from paradigms.core.transforms import resident
 from paradigms.supervised import classifier
 
@@ -262,6 +264,27 @@ def test_a_target_that_one_seed_misses_has_no_time():
     assert found["target"]["median_seconds"] is None
     assert alone.figures(mode, 1, Target(2, 1, 1))["target"]["median_seconds"] == 2
     assert "target" not in alone.figures(mode, 1, None)
+
+
+def test_saving_is_what_tells_the_two_modes_apart(monkeypatch):
+    monkeypatch.setattr(saving, "PER_CALL", 2)
+    monkeypatch.setattr(saving, "EVERY", 4)
+    saved = []
+    save = Checkpoints.save
+
+    def record(self, step, state):
+        saved.append(step)
+        save(self, step, state)
+
+    monkeypatch.setattr(Checkpoints, "save", record)
+    for mode, steps in (("saved", [4, 8]), ("not_saved", [])):
+        modes = {**saving.system().ours, **saving.system().bare}
+        ready = modes[mode](8)
+        saved.clear()  # compilation takes a run too
+        assert ready.run() > 0
+        assert saved == steps
+    share = saving.over_not_saved({"saved": np.array([2.0, 3]), "not_saved": np.array([1.0, 2])})
+    assert share == {"saved": {"over_not_saved": 0.75}}
 
 
 @pytest.mark.skipif(alone.resident_mib() is None, reason="it is Linux that tells")
