@@ -21,7 +21,7 @@ from paradigms.core.errors import InputError
 from paradigms.core.learner import Learner, Metrics
 from paradigms.core.metrics import Mean, Means
 from paradigms.core.pictures import draw_images
-from paradigms.core.record import environment
+from paradigms.core.provenance import environment
 from paradigms.core.state import TrainState, fold_name
 from paradigms.core.transforms import resident
 from paradigms.data import augment

@@ -38,7 +38,8 @@ import tyro
 from experiments import catalogue, cli
 from paradigms.core.checkpoint import Checkpoints
 from paradigms.core.errors import InputError
-from paradigms.core.record import environment, read_summary, write_whole
+from paradigms.core.provenance import environment
+from paradigms.core.record import read_summary, write_whole
 from paradigms.core.signals import EXIT_STATUS
 
 Fault = Literal["kill", "sigterm", "flip", "truncate", "delete", "slow", "nan", "full", "read_only"]

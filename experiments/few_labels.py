@@ -24,7 +24,7 @@ from paradigms import data
 from paradigms.core import optimizers, schedules
 from paradigms.core.errors import InputError
 from paradigms.core.learner import Learner
-from paradigms.core.record import environment
+from paradigms.core.provenance import environment
 from paradigms.core.state import PyTree, TrainState
 from paradigms.core.transforms import averaged
 from paradigms.data import augment

@@ -30,7 +30,8 @@ from experiments.supervised import digits_mlp
 from experiments.unsupervised import vae_digits
 from paradigms import data
 from paradigms.core.errors import InputError
-from paradigms.core.record import environment, read_metrics, read_summary, write_whole
+from paradigms.core.provenance import environment
+from paradigms.core.record import read_metrics, read_summary, write_whole
 
 _PICTURED = 500  # test digits whose features are drawn
 

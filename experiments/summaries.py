@@ -11,9 +11,11 @@ import jax
 import numpy as np
 
 from experiments import cli, hardware
+from paradigms.core.intervals import summarise
 from paradigms.core.loop import Fitted
 from paradigms.core.metrics import Mean, Means
-from paradigms.core.record import Run, state_sha256_per_run, summarise
+from paradigms.core.provenance import state_sha256_per_run
+from paradigms.core.record import Run
 from paradigms.core.state import TrainState
 
 

@@ -24,7 +24,8 @@ from paradigms.core.mesh import make_mesh, parse_mesh, replicate, shard_state
 from paradigms.core.pictures import draw_curves
 from paradigms.core.profiling import Profile
 from paradigms.core.progress import Progress
-from paradigms.core.record import Run, environment, write_whole
+from paradigms.core.provenance import environment
+from paradigms.core.record import Run, write_whole
 from paradigms.core.signals import StopRequest
 from paradigms.core.state import TrainState
 from paradigms.core.transforms import guarded, loops_are_slow, repeated, run_data, seeded

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from paradigms.core.record import environment, write_whole
+from paradigms.core.provenance import environment
+from paradigms.core.record import write_whole
 
 Round = Callable[[], float]
 """One round: the seconds that its updates took, without compilation."""

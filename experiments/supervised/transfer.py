@@ -26,7 +26,7 @@ from nets.net import Net
 from paradigms import data
 from paradigms.core import optimizers, schedules
 from paradigms.core.errors import InputError
-from paradigms.core.record import environment
+from paradigms.core.provenance import environment
 from paradigms.core.state import PyTree, TrainState
 from paradigms.data import augment
 from paradigms.data.cache import Data

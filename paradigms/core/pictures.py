@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from paradigms.core.errors import InputError
-from paradigms.core.record import Curve, half_width, write_whole
+from paradigms.core.intervals import half_width
+from paradigms.core.record import Curve, write_whole
 
 # Blue for what is trained on, warm colours for what is held out; all told apart by colour-blind
 # readers. A metric that belongs to no stage is drawn in grey.

@@ -3,24 +3,17 @@
 import contextlib
 import csv
 import fcntl
-import hashlib
-import importlib.metadata
 import io
 import json
-import math
 import os
-import platform
-import subprocess
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-import jax
 import numpy as np
 
 from paradigms.core.errors import InputError
-from paradigms.core.state import PyTree
 
 Json = Any
 
@@ -258,38 +251,6 @@ def read_metrics(directory: Path | str) -> dict[str, Curve]:
     return curves
 
 
-def summarise(values: Mapping[str, Sequence[float]]) -> dict[str, dict[str, Json]]:
-    """Mean and 95 % interval over seeds, by metric name, as JSON.
-
-    The interval is Student's: mean ± t(0.975, n - 1) · s / √n. It speaks of the mean over seeds,
-    not of one seed's value.
-
-    Args:
-      values: by metric name, one number per run.
-
-    Returns:
-      By name, `{"mean": m, "interval": [low, high], "values": [...]}`, and of four runs or more
-      `iqm` and `iqm_interval` too: see `interquartile_mean`. The interval is None for one run. A
-      number that is not finite becomes None, and so do mean and interval then.
-    """
-    summary = {}
-    for name, numbers in values.items():
-        array = np.asarray(numbers, np.float64)
-        runs = array.size
-        finite = runs > 0 and bool(np.isfinite(array).all())
-        mean = float(array.mean()) if finite else None
-        interval = None
-        if finite and runs > 1:
-            half = float(half_width(array))
-            interval = [float(array.mean()) - half, float(array.mean()) + half]
-        listed = [number if math.isfinite(number) else None for number in array.tolist()]
-        summary[name] = {"mean": mean, "interval": interval, "values": listed}
-        if finite and runs >= 4:
-            middle, around = interquartile_mean(array)
-            summary[name] |= {"iqm": middle, "iqm_interval": around}
-    return summary
-
-
 def write_whole(path: Path, save: Callable[[Path], Any]) -> None:
     """Writes a file so that it is never seen half written, even after a power cut.
 
@@ -310,83 +271,6 @@ def write_whole(path: Path, save: Callable[[Path], Any]) -> None:
         except OSError:
             writing.unlink(missing_ok=True)
             raise
-
-
-def half_width(values: np.ndarray) -> Any:
-    """Half of Student's 95 % interval of the mean over the first axis: t(0.975, n - 1) · s / √n."""
-    from scipy.special import stdtrit
-
-    runs = len(values)
-    return stdtrit(runs - 1, 0.975) * values.std(0, ddof=1) / math.sqrt(runs)
-
-
-def interquartile_mean(
-    values: Sequence[float] | np.ndarray, *, resamples: int = 2000
-) -> tuple[float, list[float]]:
-    """The mean of the middle half of the runs, with a 95 % percentile-bootstrap interval.
-
-    Less swayed by one run than the mean and less wasteful than the median (Agarwal et al. 2021,
-    arXiv:2108.13264). A quarter of the runs, rounded down, is cut off at either end.
-
-    Args:
-      values: one number per run.
-      resamples: of the bootstrap, drawn with a fixed seed.
-
-    Returns:
-      The mean, and `[low, high]`.
-    """
-    array = np.asarray(values, np.float64)
-    cut = array.size // 4
-
-    def middle(rows: np.ndarray) -> np.ndarray:
-        return np.sort(rows, axis=-1)[..., cut : array.size - cut].mean(-1)
-
-    drawn = np.random.default_rng(0).choice(array, (resamples, array.size))
-    low, high = np.quantile(middle(drawn), (0.025, 0.975))
-    return float(middle(array)), [float(low), float(high)]
-
-
-def state_sha256(state: PyTree) -> str:
-    """A fingerprint of every array of a state: its path, dtype, shape and bytes.
-
-    Equal for equal states wherever they live and however they are sharded; typed keys count by
-    their key data. Hexadecimal.
-    """
-    return _sha256(_host_leaves(state))
-
-
-def state_sha256_per_run(state: PyTree, runs: int) -> list[str]:
-    """The fingerprint of each run in a state that stacks `runs` of them on axis 0 of every leaf.
-
-    Entry `i` equals `state_sha256` of the state that run `i` has alone.
-    """
-    leaves = list(_host_leaves(state))
-    return [
-        _sha256((path, dtype, array[run], shape[1:]) for path, dtype, array, shape in leaves)
-        for run in range(runs)
-    ]
-
-
-def environment() -> dict[str, Json]:
-    """What a result depends on besides its configuration: versions, device, commit.
-
-    `commit` is None where the source is not a git checkout; `dirty` tells whether its code differs
-    from the commit. No name of a machine or path is in it.
-    """
-    packages = ("jax", "jaxlib", "flax", "optax", "numpy", "paradigms")
-    device = jax.devices()[0]
-    commit, dirty = _commit()
-    return {
-        "python": platform.python_version(),
-        **{package: _version(package) for package in packages},
-        "platform": device.platform,
-        "device": device.device_kind,
-        "device_count": jax.device_count(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "cpu_count": os.cpu_count(),
-        "commit": commit,
-        "dirty": dirty,
-    }
 
 
 @contextlib.contextmanager
@@ -474,43 +358,3 @@ def _rows(path: Path) -> Iterator[tuple[int, int, str, str]]:
             yield int(run), int(step), name, value
     except ValueError as error:
         raise InputError(f"{path} is damaged in line {whole.line_num}: {error}") from error
-
-
-def _host_leaves(state: PyTree) -> Iterable[tuple[str, str, np.ndarray, tuple[int, ...]]]:
-    """Path, dtype, host array and shape of each leaf; the array of keys has one axis more."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
-    for path, leaf in leaves:
-        array = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
-        is_key = jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key)
-        data = np.asarray(jax.random.key_data(array) if is_key else array)
-        yield jax.tree_util.keystr(path), str(array.dtype), data, array.shape
-
-
-def _sha256(leaves: Iterable[tuple[str, str, np.ndarray, tuple[int, ...]]]) -> str:
-    digest = hashlib.sha256()
-    for path, dtype, array, shape in leaves:
-        digest.update(f"{path} {dtype} {list(shape)}\n".encode())
-        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _commit() -> tuple[str | None, bool | None]:
-    """The commit of this source tree, if git tracks this very file there."""
-    here = Path(__file__)
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(here.parents[2]), *arguments]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", str(here))
-        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", "*.py", "*.toml"))
-    except (OSError, subprocess.CalledProcessError):
-        return None, None

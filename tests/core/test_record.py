@@ -9,7 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -20,13 +19,8 @@ from paradigms.core.pictures import draw_confusion, draw_curves, draw_images, dr
 from paradigms.core.record import (
     Curve,
     Run,
-    environment,
-    interquartile_mean,
     read_config,
     read_metrics,
-    state_sha256,
-    state_sha256_per_run,
-    summarise,
 )
 
 CONFIG = {"seeds": 3, "optimizer": {"name": "adam", "rate": 1e-3}, "steps": [1, 2], "run_dir": "a"}
@@ -284,122 +278,6 @@ def test_a_short_write_is_completed(tmp_path, monkeypatch):
     assert (tmp_path / "metrics.csv").read_text() == "run,step,name,value\n0,1,x,1.0\n1,1,x,2.0\n"
 
 
-def test_summary_of_known_numbers():
-    summary = summarise({"accuracy": [1, 2, 3], "loss": [0.5], "bad": [1.0, float("nan")], "": []})
-    # t(0.975, 2) = 4.30265, s = 1: from a printed table of Student's distribution.
-    low, high = summary["accuracy"].pop("interval")
-    assert summary["accuracy"] == {"mean": 2.0, "values": [1.0, 2.0, 3.0]}
-    assert low == pytest.approx(2 - 4.30265 / 3**0.5, abs=1e-5)
-    assert high == pytest.approx(2 + 4.30265 / 3**0.5, abs=1e-5)
-    assert summary["loss"] == {"mean": 0.5, "interval": None, "values": [0.5]}
-    assert summary["bad"] == {"mean": None, "interval": None, "values": [1.0, None]}
-    assert summary[""] == {"mean": None, "interval": None, "values": []}
-    json.dumps(summary, allow_nan=False)
-
-
-def test_the_interval_covers_the_mean_in_95_of_100_cases():
-    draws = np.random.default_rng(0).normal(3, 2, size=(4000, 4))
-    summary = summarise({str(i): draw for i, draw in enumerate(draws)})
-    covered = [low <= 3 <= high for low, high in (entry["interval"] for entry in summary.values())]
-    # Four standard errors of a share of 0.95 over 4000 draws.
-    assert abs(np.mean(covered) - 0.95) < 4 * (0.95 * 0.05 / 4000) ** 0.5
-
-
-def make_state(key):
-    return {
-        "key": key,
-        "more": jax.random.split(key, 2),
-        "raw": jax.random.key_data(key),
-        "w": jax.random.normal(key, (4, 3)),
-        "half": jnp.ones((2, 2), jnp.bfloat16),
-        "flag": jax.random.bernoulli(key),
-        "none": jnp.zeros((0, 2)),
-        "nested": ({}, (), [jnp.zeros((), jnp.int32)]),
-    }
-
-
-def test_every_part_of_an_array_counts_in_its_fingerprint():
-    x = np.arange(6, dtype=np.int32)
-    different = [
-        {"x": x},
-        {"y": x},
-        {"x": x.astype(np.uint32)},
-        {"x": x.reshape(2, 3)},
-        {"x": x.reshape(3, 2)},
-        {"x": np.where(x == 5, 4, x)},
-        {"x": x[:3], "y": x[3:]},
-        {"x": jax.random.key(1)},
-        {"x": jax.random.key(2)},
-        {"x": jax.random.key_data(jax.random.key(1))},
-        {"x": jax.random.key(1, impl="rbg")},
-        {"x": np.float32(0)},
-        {"x": np.float32(-0.0)},
-        {},
-    ]
-    assert len({state_sha256(state) for state in different}) == len(different)
-    # The same bytes in another order in memory are the same array.
-    assert state_sha256({"x": np.asfortranarray(x.reshape(2, 3))}) == state_sha256(different[3])
-    assert state_sha256({"x": jnp.asarray(x)}) == state_sha256(different[0])
-
-
-def test_fingerprint_does_not_see_where_a_state_lives():
-    devices = jax.devices()
-    mesh = jax.sharding.Mesh(np.array(devices), ("data",))
-    state = {"x": jnp.arange(2 * len(devices)), "key": jax.random.split(jax.random.key(0), 8)}
-    whole = jax.device_put(state, jax.NamedSharding(mesh, jax.P()))
-    split = {**whole, "x": jax.device_put(state["x"], jax.NamedSharding(mesh, jax.P("data")))}
-    assert state_sha256(state) == state_sha256(whole) == state_sha256(split)
-
-
-def test_fingerprint_of_a_stacked_run_is_that_of_the_run_alone():
-    keys = jax.random.split(jax.random.key(0), 3)
-    states = [make_state(key) for key in keys]
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-    assert state_sha256_per_run(stacked, 3) == [state_sha256(state) for state in states]
-
-
-def test_environment_tells_versions_and_no_place(tmp_path):
-    found = environment()
-    assert found["jax"] == jax.__version__
-    assert found["device_count"] == jax.device_count()
-    assert found["commit"] is None or len(found["commit"]) == 40
-    text = json.dumps(found, allow_nan=False)
-    assert os.uname().nodename not in text
-    assert str(Path.home()) not in text and str(Path(record.__file__).parents[2]) not in text
-
-
-def test_commit_is_that_of_the_source_and_dirty_when_code_differs(tmp_path, monkeypatch):
-    file = tmp_path / "paradigms" / "core" / "record.py"
-    file.parent.mkdir(parents=True)
-    file.write_text("")
-    monkeypatch.setattr(record, "__file__", str(file))
-
-    def git(*arguments):
-        subprocess.run(
-            ["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments],
-            cwd=tmp_path,
-            check=True,
-            capture_output=True,
-        )
-
-    def told():
-        found = environment()
-        return found["commit"] is not None, found["dirty"]
-
-    assert told() == (False, None)
-    git("init")
-    git("commit", "--allow-empty", "-m", "a")
-    # An installed copy inside somebody else's checkout is not of their commit.
-    assert told() == (False, None)
-    git("add", ".")
-    git("commit", "-m", "b")
-    assert told() == (True, False)
-    (tmp_path / "notes.txt").write_text("")
-    assert told() == (True, False)
-    file.write_text("# changed\n")
-    assert told() == (True, True)
-
-
 def make_metrics():
     steps = np.arange(1, 1001)
     falling = np.stack([np.exp(-steps / 200), 1.1 * np.exp(-steps / 200)])
@@ -519,23 +397,3 @@ def test_metrics_of_a_run_that_another_process_holds_can_be_read(tmp_path):
     with Run.open(tmp_path, {}) as run:
         run.log(3, {"x": 1})
         assert read_metrics(tmp_path)["x"].values.tolist() == [[1.0]]
-
-
-def test_the_interquartile_mean_by_hand():
-    assert interquartile_mean(range(1, 9))[0] == 4.5  # of 3, 4, 5, 6
-    assert interquartile_mean([-1e9, 1, 2, 3, 1e9])[0] == 2
-    assert interquartile_mean([7.0] * 10) == (7.0, [7.0, 7.0])
-    summary = summarise({"few": [1, 2, 3], "more": [1, 2, 3, 9]})
-    assert "iqm" not in summary["few"]
-    assert summary["more"]["iqm"] == 2.5 and summary["more"]["mean"] == 3.75
-
-
-def test_the_interval_of_the_interquartile_mean_covers_it():
-    """Of ten draws from a normal distribution it should in about 95 of 100 cases, by theory; the
-    percentile bootstrap of so few is known to be somewhat narrow."""
-    draw = np.random.default_rng(1)
-    covered = 0
-    for _ in range(300):
-        low, high = interquartile_mean(draw.normal(5, 2, 10), resamples=300)[1]
-        covered += low <= 5 <= high
-    assert 0.84 < covered / 300 < 0.98

@@ -11,7 +11,8 @@ from experiments import catalogue, comparison
 from experiments.supervised import digits_mlp
 from paradigms.core import pictures
 from paradigms.core.errors import InputError
-from paradigms.core.record import Curve, Run, summarise
+from paradigms.core.intervals import summarise
+from paradigms.core.record import Curve, Run
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,8 @@ from paradigms.core.checkpoint import Checkpoints
 from paradigms.core.errors import InputError, NonFiniteError, Stopped
 from paradigms.core.metrics import Mean
 from paradigms.core.progress import Progress
-from paradigms.core.record import Curve, read_metrics, state_sha256_per_run
+from paradigms.core.provenance import state_sha256_per_run
+from paradigms.core.record import Curve, read_metrics
 from paradigms.core.state import TrainState, fold_name
 from paradigms.core.transforms import resident, seeded
 from paradigms.supervised import classifier
