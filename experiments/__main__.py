@@ -16,7 +16,16 @@ import runpy
 import sys
 from pathlib import Path
 
-from experiments import catalogue, comparison, memory, prediction, report, speed, verification
+from experiments import (
+    catalogue,
+    comparison,
+    memory,
+    prediction,
+    report,
+    speed,
+    survival,
+    verification,
+)
 from paradigms.core.errors import InputError
 
 
@@ -94,6 +103,7 @@ def _report(check: bool) -> None:
     before = report.README.read_text() if report.README.exists() else ""
     after = report.inserted(before, report.markdown(catalogue.all_claims()), "results")
     after = report.inserted(after, speed.markdown(), "speed")
+    after = report.inserted(after, survival.markdown(), "survival")
     if check and after != before:
         print("README.md is not current: run `python -m experiments report`", file=sys.stderr)
         sys.exit(1)

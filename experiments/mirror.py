@@ -1,6 +1,7 @@
 """A copy of a run directory in a bucket, for machines that are taken away with their disks."""
 
 import contextlib
+import os
 import sys
 import threading
 from collections.abc import Collection, Iterator
@@ -20,6 +21,7 @@ class Mirror:
 
     A checkpoint arrives after the metrics that belong to it, and the file by which it is known to
     be whole after its others, so that a copy that was broken off resumes as a run that was killed.
+    One machine at a time may follow: the folder has no lock.
 
     Args:
       directory: of the run.
@@ -62,6 +64,8 @@ class Mirror:
             if (self._directory / _CONFIG).exists():
                 self._check_behind(there)
                 return False
+            if strange := [name for name in there if ".." in name.split("/")]:
+                raise InputError(f"--mirror {self._address}: {strange[0]!r} is not within it")
             # Last what makes it a run directory: broken off, it is fetched again.
             for name in sorted(there, key=_CONFIG.__eq__):
                 here = self._directory / name
@@ -79,9 +83,12 @@ class Mirror:
         with self._one_line("write"):
             names = sorted(_names(self._directory), key=_order)
             for name in names:
-                # A checkpoint may be dropped while others are copied.
-                with contextlib.suppress(FileNotFoundError):
+                try:
                     self._put(name)
+                except FileNotFoundError:
+                    if (self._directory / name).exists():  # it is the bucket that is not there
+                        raise
+                    # A checkpoint may be dropped while others are copied.
             for name in sorted(set(self._list()) - set(names)):
                 self._files.rm_file(f"{self._root}/{name}")
                 self._copied.pop(name, None)
@@ -186,11 +193,11 @@ def _push_last(mirror: Mirror, directory: Path) -> None:
 def _names(directory: Path) -> list[str]:
     """What of a run directory is worth a copy."""
     found = []
-    for path in directory.rglob("*"):
-        parts = path.relative_to(directory).parts
-        passing = LOCK in parts or UNFINISHED in parts or path.name.endswith(WRITING)
-        if not passing and path.is_file():
-            found.append("/".join(parts))
+    for folder, _, files in os.walk(directory):  # which minds nothing that vanishes meanwhile
+        for file in files:
+            parts = (Path(folder) / file).relative_to(directory).parts
+            if LOCK not in parts and UNFINISHED not in parts and not file.endswith(WRITING):
+                found.append("/".join(parts))
     return found
 
 

@@ -125,6 +125,43 @@ def test_a_copy_that_breaks_off_is_that_of_a_killed_run(bucket, tmp_path, monkey
     assert copied == []
 
 
+def test_what_is_gone_here_is_passed_over_and_a_bucket_that_is_gone_is_told(
+    bucket, tmp_path, monkeypatch
+):
+    folder, address = bucket
+    run_directory(tmp_path / "run", 10)
+    follower = Mirror(tmp_path / "run", address)
+    put = follower._files.put_file
+
+    def vanish(here, there, **options):
+        if here.endswith("digests.json"):
+            Path(here).unlink()
+        put(here, there, **options)
+
+    monkeypatch.setattr(follower._files, "put_file", vanish)
+    follower.push()
+    assert "checkpoints/10/manifest/metadata" in contents(folder)
+
+    def missing(here, there, **options):
+        raise FileNotFoundError(f"the bucket of {there}")
+
+    (tmp_path / "run" / "metrics.csv").write_text("more")
+    monkeypatch.setattr(follower._files, "put_file", missing)
+    with pytest.raises(InputError, match="cannot write --mirror .*: the bucket of .*metrics.csv"):
+        follower.push()
+
+
+def test_nothing_is_written_beside_the_run_directory(bucket, tmp_path, monkeypatch):
+    folder, address = bucket
+    run_directory(folder, 10)
+    follower = Mirror(tmp_path / "run", address)
+    root = follower._root
+    monkeypatch.setattr(follower._files, "find", lambda _: [f"{root}/config.json", f"{root}/../x"])
+    with pytest.raises(InputError, match="'../x' is not within it"):
+        follower.fetch()
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_the_copy_would_lose_or_mix_up_is_refused(bucket, tmp_path):
     folder, address = bucket
     here = tmp_path / "run"

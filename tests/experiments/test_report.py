@@ -9,11 +9,12 @@ import sys
 import pytest
 
 from experiments import __main__ as command
-from experiments import catalogue, report, speed
+from experiments import catalogue, report, speed, survival
 from paradigms.core.errors import InputError
 
 BEGIN, END = report.markers("results")
 SPEED_BEGIN, SPEED_END = report.markers("speed")
+SURVIVAL = "".join(report.markers("survival"))
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def results(tmp_path, monkeypatch):
     monkeypatch.setattr(catalogue, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(report, "README", tmp_path / "README.md")
     (tmp_path / "README.md").write_text(
-        f"above\n{BEGIN}\nold\n{END}\nbelow\n{SPEED_BEGIN}\n{SPEED_END}\nend\n"
+        f"above\n{BEGIN}\nold\n{END}\nbelow\n{SPEED_BEGIN}\n{SPEED_END}\n{SURVIVAL}\nend\n"
     )
     return tmp_path / "results"
 
@@ -232,7 +233,8 @@ def test_the_table_begins_with_what_was_missed(run, results):
     text = report.README.read_text()
     assert text.startswith(f"above\n{BEGIN}\n| experiment | metric |")
     assert f"|\n{END}\nbelow\n{SPEED_BEGIN}\n| what | ours |" in text
-    assert text.endswith(f"|\n{SPEED_END}\nend\n")
+    assert f"|\n{SPEED_END}\n" in text
+    assert text.endswith("|\n<!-- survival: end -->\nend\n")
     assert "old" not in text
     missed, reached, *others = rows(text.partition(END)[0])
     assert missed == [
@@ -282,6 +284,27 @@ def test_speeds_below_their_aim_come_first(tmp_path, monkeypatch):
         (tmp_path / "gpt.json").write_text(damaged)
         with pytest.raises(InputError, match=r"gpt.json is damaged"):
             speed.markdown()
+
+
+def test_what_did_not_survive_comes_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(survival, "FOLDER", tmp_path)
+
+    def put(name, **faults):
+        results = {"experiment": name, "faults": faults, "environment": {"commit": "0123456789a"}}
+        (tmp_path / f"{name}.json").write_text(json.dumps(results))
+
+    put("digits_mlp", kill={"strikes": 40, "survived": 40, "most_lost": 20})
+    whole = {"strikes": 3, "survived": 3, "most_lost": None}
+    put("ppo_cartpole", flip=whole, kill={"strikes": 40, "survived": 39, "most_lost": 5})
+    assert rows(survival.markdown()) == [
+        ["ppo_cartpole", "kill", "40", "39", "5", "012345678"],
+        ["digits_mlp", "kill", "40", "40", "20", "012345678"],
+        ["ppo_cartpole", "flip", "3", "3", "", "012345678"],
+    ]
+    for damaged in ("", "[]", "{}"):
+        (tmp_path / "digits_mlp.json").write_text(damaged)
+        with pytest.raises(InputError, match=r"digits_mlp.json is damaged"):
+            survival.markdown()
 
 
 def test_a_file_without_a_claim_is_one_clear_line(tmp_path):
