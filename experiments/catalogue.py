@@ -23,8 +23,8 @@ _PICTURES = (
     "samples.png",
     "traversal.png",
 )
-# Options whose values are paths of one machine.
-_PATHS = ("run_dir", "data_dir")
+# Options whose values are places that are nobody else's.
+_PATHS = ("run_dir", "data_dir", "mirror")
 
 
 class Claim(NamedTuple):
@@ -184,7 +184,7 @@ def _published(tree: ast.Module, path: Path) -> dict[str, Any]:
 
 
 def _without_paths(words: list[str]) -> Iterator[str]:
-    """Drops `--run-dir PATH` and `--data-dir=PATH` from a command."""
+    """Drops `--run-dir PATH`, `--data-dir=PATH` and the like from a command."""
     rest = iter(words)
     for word in rest:
         option, equals, _ = word.partition("=")

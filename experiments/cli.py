@@ -77,7 +77,7 @@ class Options:
     """Keeps for good those after so many updates, twice and three times so many too; 0 for none."""
     keep_best: Literal["highest", "lowest"] | None = None
     """Keeps the one of the best validation metric too, that which is shown while training."""
-    mirror: str = ""
+    mirror: str | None = None
     """A folder in a bucket, as gs://bucket/runs/resnet, that gets a copy of the run directory twice
     a minute and at the end; where the directory has no run, that of the folder is taken up."""
     profile: str = ""
@@ -113,9 +113,14 @@ def run(main: Callable[[Config], None], config_type: type[Config]) -> None:
 
         with processes.joined():
             if not processes.records():
-                config = dataclasses.replace(config, track=(), mirror="")
+                config = dataclasses.replace(config, track=())
             prepare(config)
             _check_network(module, config)
+            if config.mirror and processes.several():
+                raise InputError(
+                    "--mirror is for a run of one process: several have a run directory on a file "
+                    "system that all of them share, which outlives their machines"
+                )
             with mirror.mirrored(training.directory_of(main, config), config.mirror):
                 main(config)
 

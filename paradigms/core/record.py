@@ -22,6 +22,8 @@ _METRICS = "metrics.csv"
 _SUMMARY = "summary.json"
 _COLUMNS = "run,step,name,value\n"
 LOCK = "lock"
+MIRROR = "mirror"
+"""A folder in a run directory, for what keeps a copy of it elsewhere; no part of the run."""
 WRITING = ".writing"
 
 # Where files lie does not change what a run computes.
@@ -85,13 +87,14 @@ class Run:
         with explained(f"cannot use the run directory {directory}"):
             directory.mkdir(parents=True, exist_ok=True)
             config_file = directory / _CONFIG
-            strangers = {entry.name for entry in directory.iterdir()} - {LOCK, _CONFIG + WRITING}
+            strangers = {entry.name for entry in directory.iterdir()}
+            strangers -= {LOCK, MIRROR, _CONFIG + WRITING}
             if strangers and not config_file.exists():
                 raise InputError(
                     f"{directory} is not a run directory: it holds {min(strangers)!r} but no "
                     f"{_CONFIG}; give an empty or a new directory"
                 )
-            lock = _acquire(directory / LOCK)
+            lock = acquire(directory / LOCK)
         try:
             with explained(f"cannot use the run directory {directory}"):
                 resumed = config_file.exists()
@@ -127,7 +130,7 @@ class Run:
         if kind is not None and issubclass(kind, InputError) and not self.resumed:
             # A mistake that was found before anything was measured must not keep the directory from
             # the command that mends it.
-            held = {entry.name for entry in self.directory.iterdir()}
+            held = {entry.name for entry in self.directory.iterdir()} - {MIRROR}
             if held == {LOCK, _CONFIG}:
                 (self.directory / _CONFIG).unlink()
         self.close()
@@ -273,17 +276,15 @@ def write_whole(path: Path, save: Callable[[Path], Any]) -> None:
             raise
 
 
-@contextlib.contextmanager
-def explained(what: str) -> Iterator[None]:
-    """Turns an error of the operating system into one line that begins with `what`."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"{what}: {error.strerror or error}") from error
+def acquire(path: Path) -> int:
+    """Locks a file and writes our process id into it; the kernel unlocks it when we end.
 
+    Returns:
+      A file descriptor; whoever closes it unlocks the file.
 
-def _acquire(path: Path) -> int:
-    """Locks a file and writes our process id into it; the kernel unlocks it when we end."""
+    Raises:
+      InputError: another process holds it.
+    """
     lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -300,6 +301,15 @@ def _acquire(path: Path) -> int:
     os.ftruncate(lock, 0)
     os.write(lock, f"{os.getpid()}\n".encode())
     return lock
+
+
+@contextlib.contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Turns an error of the operating system into one line that begins with `what`."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{what}: {error.strerror or error}") from error
 
 
 def _check_same(directory: Path, config: Mapping[str, Json], ignored: Collection[str]) -> None:

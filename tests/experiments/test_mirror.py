@@ -2,14 +2,16 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
 from experiments import mirror, processes
 from experiments.mirror import Mirror
+from paradigms.core import digests
 from paradigms.core.errors import InputError
-from paradigms.core.record import LOCK
+from paradigms.core.record import LOCK, MIRROR
 from paradigms.core.signals import StopRequest
 
 TINY = ("--steps", "4", "--evaluate-every", "2", "--seeds", "0", "--width", "4")
@@ -35,6 +37,10 @@ def contents(directory):
     }
 
 
+def without_probe(folder):
+    return {name: data for name, data in contents(folder).items() if name != ".mirror"}
+
+
 class StopSoon(StopRequest):
     """As where SIGTERM comes when something has been learnt."""
 
@@ -53,7 +59,7 @@ def test_a_run_goes_on_elsewhere_from_its_copy(command, bucket, tmp_path, monkey
     with monkeypatch.context() as stopped:
         stopped.setattr(processes, "stop_request", StopSoon)
         assert command(*TINY, "--run-dir", "first", "--mirror", address)[0] == 75
-    assert contents(folder) == contents(tmp_path / "first")
+    assert without_probe(folder) == contents(tmp_path / "first")
     shutil.rmtree("first")  # with its machine
 
     status, _, stderr = command(*TINY, "--run-dir", "second", "--mirror", address)
@@ -66,127 +72,212 @@ def test_a_run_goes_on_elsewhere_from_its_copy(command, bucket, tmp_path, monkey
     ]
     assert digests[0] == digests[1]
     # What was dropped here is gone there, and what is there is whole.
-    assert contents(folder) == second
+    assert without_probe(folder) == second
     assert not [name for name in second if name.startswith("checkpoints/0/")]
 
     status, out, _ = command(*TINY, "--run-dir", "third", "--mirror", address)
     assert status == 0 and "third is finished" in out
 
 
-def run_directory(directory, step):
-    """What a run leaves behind that has come to `step`."""
-    for name in (
-        "config.json",
-        "metrics.csv",
-        "lock",
-        "config.json.writing",
-        "checkpoints/unfinished/new/digests.json",
-        f"checkpoints/{step}/arrays/d/0",
-        f"checkpoints/{step}/digests.json",
-        f"checkpoints/{step}/manifest/metadata",
-    ):
-        path = directory / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if name == "metrics.csv" or not path.exists():
-            path.write_text(f"{name} of {step}")
+def run_directory(directory, *steps):
+    """What a run leaves behind that has come to the last of these steps and keeps them all."""
+    directory.mkdir(parents=True, exist_ok=True)
+    if not (directory / "config.json").exists():
+        (directory / "config.json").write_text("{}")
+    for name in ("lock", "config.json.writing", "checkpoints/unfinished/new/digests.json"):
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_text("passing")
+    (directory / "metrics.csv").write_text(f"up to {steps[-1]}")
+    for old in (directory / "checkpoints").iterdir():
+        if old.name.isdigit() and int(old.name) not in steps:
+            shutil.rmtree(old)
+    for step in steps:
+        folder = directory / "checkpoints" / str(step)
+        if not folder.exists():
+            (folder / "arrays").mkdir(parents=True)
+            for name in ("arrays/0", "arrays/1", "manifest"):
+                (folder / name).write_text(f"{name} of {step}")
+            digests.write(folder)
 
 
-def test_a_copy_that_breaks_off_is_that_of_a_killed_run(bucket, tmp_path, monkeypatch):
+def whole(directory):
+    """The steps of the checkpoints that are whole."""
+    folders = (directory / "checkpoints").glob("[0-9]*")
+    return sorted(int(folder.name) for folder in folders if not digests.find_damage(folder))
+
+
+def test_only_what_changed_is_copied_and_the_newest_checkpoint_first(bucket, tmp_path, monkeypatch):
     folder, address = bucket
-    run_directory(tmp_path / "run", 10)
-    follower = Mirror(tmp_path / "run", address)
+    here = tmp_path / "run"
+    run_directory(here, 10, 20)
+    follower = Mirror(here, address)
+    assert not follower.begin()
     follower.push()
-    assert "checkpoints/10/digests.json" in contents(folder)
+    assert whole(folder) == [10, 20]
+    run_directory(here, 20, 30)
+    (here / "summary.json").write_text("{}")
+    copied, put = [], follower._put
 
-    shutil.rmtree(tmp_path / "run" / "checkpoints" / "10")
-    run_directory(tmp_path / "run", 20)
-    (tmp_path / "run" / "summary.json").write_text("{}")
-    copied = []
-    put = follower._files.put_file
+    def record(file, name):
+        copied.append(name)
+        put(file, name)
 
-    def record(here, there, **options):
-        # As long as the new checkpoint is not whole the old one is.
-        assert (folder / "checkpoints" / "10" / "digests.json").exists()
-        copied.append(there.removeprefix(f"{folder}/"))
-        put(here, there, **options)
-
-    monkeypatch.setattr(follower._files, "put_file", record)
+    monkeypatch.setattr(follower, "_put", record)
     follower.push()
     assert copied == [
         "metrics.csv",
-        "checkpoints/20/arrays/d/0",
-        "checkpoints/20/manifest/metadata",
-        "checkpoints/20/digests.json",
+        "checkpoints/30/arrays/0",
+        "checkpoints/30/arrays/1",
+        "checkpoints/30/manifest",
+        "checkpoints/30/digests.json",
         "summary.json",
-    ]  # and no file that has not changed, nor what is still being written
-    assert not [name for name in contents(folder) if "/10/" in name]
-    copied.clear()
+    ]  # and nothing that is passing
+    assert whole(folder) == [20, 30] and not (folder / "checkpoints/10/manifest").exists()
+    for again in (follower, Mirror(here, address)):  # as where the command is given once more
+        monkeypatch.setattr(again, "_put", record)
+        again.begin()
+        copied.clear()
+        again.push()
+        assert not [name for name in copied if "checkpoints" in name]
+
+
+@pytest.mark.parametrize("files", range(9))
+def test_a_copy_that_breaks_off_goes_on_as_a_killed_run(bucket, tmp_path, monkeypatch, files):
+    folder, address = bucket
+    here = tmp_path / "run"
+    run_directory(here, 10)
+    follower = Mirror(here, address)
+    follower.begin()
     follower.push()
-    assert copied == []
+    run_directory(here, 20)
+    done, put, remove = [], follower._put, follower._files.rm_file
+
+    def once_more(function):
+        def call(*arguments):
+            if len(done) == files:
+                raise OSError("no network")
+            done.append(arguments)
+            function(*arguments)
+
+        return call
+
+    monkeypatch.setattr(follower, "_put", once_more(put))
+    monkeypatch.setattr(follower._files, "rm_file", once_more(remove))
+    with pytest.raises(InputError, match="cannot write --mirror .*: no network"):
+        follower.push()
+    assert Mirror(tmp_path / "other", address).begin()
+    # Five files are new, the metrics first: rows beyond the checkpoint are dropped by the run.
+    assert whole(tmp_path / "other")[-1] == (20 if files >= 5 else 10)
+    assert (tmp_path / "other/metrics.csv").read_text() == ("up to 20" if files else "up to 10")
 
 
-def test_what_is_gone_here_is_passed_over_and_a_bucket_that_is_gone_is_told(
+def test_a_run_that_drops_checkpoints_meanwhile_leaves_one_in_the_bucket(
     bucket, tmp_path, monkeypatch
 ):
     folder, address = bucket
+    here = tmp_path / "run"
+    run_directory(here, 10)
+    follower = Mirror(here, address)
+    follower.begin()
+    follower.push()
+    # While files are on their way: what was frozen is there all the same.
+    step, put = 20, follower._put
+
+    def drop(file, name):
+        nonlocal step
+        step += 10
+        run_directory(here, step)
+        put(file, name)
+
+    run_directory(here, step)
+    monkeypatch.setattr(follower, "_put", drop)
+    follower.push()
+    assert whole(folder) == [20]
+    # While they are frozen: none is whole, and the old one stays.
+    monkeypatch.setattr(mirror, "_is_all_there", lambda checkpoint: False)
+    follower.push()
+    assert whole(folder) == [20]
+    assert not (here / MIRROR / "frozen").exists()
+
+
+def test_a_copy_that_is_asked_to_leave_does_so_between_two_files(bucket, tmp_path):
+    folder, address = bucket
     run_directory(tmp_path / "run", 10)
     follower = Mirror(tmp_path / "run", address)
-    put = follower._files.put_file
+    follower.begin()
+    asked = iter([False, False, True])
+    follower.push(lambda: next(asked))
+    assert sorted(contents(folder)) == [".mirror", "config.json", "metrics.csv"]
 
-    def vanish(here, there, **options):
-        if here.endswith("digests.json"):
-            Path(here).unlink()
-        put(here, there, **options)
 
-    monkeypatch.setattr(follower._files, "put_file", vanish)
-    follower.push()
-    assert "checkpoints/10/manifest/metadata" in contents(folder)
+def test_what_the_copy_would_lose_or_mix_up_is_refused(bucket, tmp_path, monkeypatch):
+    folder, address = bucket
+    here = tmp_path / "run"
+    run_directory(here, 10)
+    Mirror(here, address).push()
+    assert not Mirror(here, address).begin()  # the directory is as far
 
-    def missing(here, there, **options):
-        raise FileNotFoundError(f"the bucket of {there}")
+    run_directory(folder, 20)
+    with pytest.raises(InputError, match="further on than .*run .checkpoints.: remove that dir"):
+        Mirror(here, address).begin()
+    shutil.rmtree(folder / "checkpoints")
+    (folder / "summary.json").write_text("{}")
+    with pytest.raises(InputError, match="further on than .*run .summary.json."):
+        Mirror(here, address).begin()
+    (folder / "config.json").write_text('{"steps": 1}')
+    with pytest.raises(InputError, match="is the copy of another run than that in"):
+        Mirror(here, address).begin()
 
-    (tmp_path / "run" / "metrics.csv").write_text("more")
-    monkeypatch.setattr(follower._files, "put_file", missing)
-    with pytest.raises(InputError, match="cannot write --mirror .*: the bucket of .*metrics.csv"):
-        follower.push()
+    thesis = tmp_path / "thesis"
+    thesis.mkdir()
+    (thesis / "thesis.tex").write_text("")
+    with pytest.raises(InputError, match="not a run directory: it holds 'thesis.tex' but no conf"):
+        Mirror(thesis, address).begin()
+    assert sorted(contents(thesis)) == ["thesis.tex"]
+    (folder / "config.json").unlink()
+    with pytest.raises(InputError, match="is no copy of a run: it holds .* but no config.json"):
+        Mirror(tmp_path / "new", address).begin()
+    assert not (tmp_path / "new").exists()
+
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    for address, reason in (("gs9://a/b", "Protocol not known: gs9"), ("gs://a/b", "gcsfs")):
+        with pytest.raises(InputError, match=f"--mirror {address}: .*{reason}"):
+            Mirror(here, address)
 
 
 def test_nothing_is_written_beside_the_run_directory(bucket, tmp_path, monkeypatch):
     folder, address = bucket
     run_directory(folder, 10)
-    follower = Mirror(tmp_path / "run", address)
-    root = follower._root
-    monkeypatch.setattr(follower._files, "find", lambda _: [f"{root}/config.json", f"{root}/../x"])
-    with pytest.raises(InputError, match="'../x' is not within it"):
-        follower.fetch()
-    assert not (tmp_path / "run").exists()
+    for name in ("../x", f"{tmp_path}/x"):
+        follower = Mirror(tmp_path / "run", address)
+        found = [f"{follower._root}/{each}" for each in ("", "a/", "config.json", name)]
+        monkeypatch.setattr(follower._files, "find", lambda _, found=found: found)
+        with pytest.raises(InputError, match=f"'{name}' is not within it"):
+            follower.begin()
+    assert not (tmp_path / "x").exists()
+    assert contents(tmp_path / "run") == {}
 
 
-def test_what_the_copy_would_lose_or_mix_up_is_refused(bucket, tmp_path):
+def test_a_mistake_leaves_nothing_behind(command, bucket, tmp_path, monkeypatch):
     folder, address = bucket
-    here = tmp_path / "run"
-    run_directory(here, 10)
-    Mirror(here, address).push()
-    assert not Mirror(here, address).fetch()  # the directory is as far
+    options = ("--run-dir", "run", "--mirror", address)
+    status, _, stderr = command(*TINY, *options, "--batch-size", "4000")
+    assert status == 2 and "batch" in stderr
+    assert not contents(tmp_path / "run") and list(contents(folder)) == [".mirror"]
+    monkeypatch.setattr(processes, "several", lambda: True)
+    status, _, stderr = command(*TINY, *options)
+    assert status == 2 and "--mirror is for a run of one process" in stderr
 
-    run_directory(folder, 20)
-    with pytest.raises(InputError, match="further on than .*run .checkpoints.: remove that dir"):
-        Mirror(here, address).fetch()
-    shutil.rmtree(folder / "checkpoints")
-    (folder / "summary.json").write_text("{}")
-    with pytest.raises(InputError, match="further on than .*run .summary.json."):
-        Mirror(here, address).fetch()
 
-    (folder / "config.json").write_text("{}")
-    with pytest.raises(InputError, match="is the copy of another run than that in"):
-        Mirror(here, address).fetch()
-    (folder / "config.json").unlink()
-    with pytest.raises(InputError, match="is no copy of a run: it holds .* but no config.json"):
-        Mirror(tmp_path / "new", address).fetch()
-    assert not (tmp_path / "new").exists()
-    for address, reason in (("gs9://a/b", "Protocol not known: gs9"), ("gs://a/b", "gcsfs")):
-        with pytest.raises(InputError, match=f"--mirror {address}: .*{reason}"):
-            Mirror(here, address)
+def test_two_processes_do_not_follow_one_directory(bucket, tmp_path):
+    _, address = bucket
+    with (
+        mirror.mirrored(tmp_path / "run", address),
+        pytest.raises(InputError, match="is in use by process"),
+        mirror.mirrored(tmp_path / "run", address),
+    ):
+        pass
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_bucket_that_fails_does_not_stop_the_run(command, bucket, monkeypatch):
