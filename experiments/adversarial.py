@@ -62,7 +62,7 @@ class ImageOptions(Options):
     """Options of those that draw images, which a classifier of our own judges."""
 
     width: int = 32
-    """Channels of the widest map; see `nets.dcgan_generator`."""
+    """Channels of the map nearest to the image; twice as many in the one before."""
     hidden: int = 1024
     """Units of the dense layer between latents and map, and of the one before the score."""
     decay: float = 0.999

@@ -100,7 +100,8 @@ class Outcome:
       fault: its kind.
       survived: whether the run ended as the one in peace did.
       note: where it struck, and what went wrong if anything did.
-      lost: updates that had to be done again; None where that cannot be told.
+      lost: updates that had been logged and had to be done again, to which those since the last
+        evaluation come; None where that cannot be told.
     """
 
     fault: str
@@ -392,7 +393,9 @@ def main(config: Config, options: Sequence[str]) -> int:
             row["most_lost"] = max(row["most_lost"] or 0, outcome.lost)
     for fault, row in table.items():
         lost = (
-            "" if row["most_lost"] is None else f", at most {row['most_lost']} updates done twice"
+            ""
+            if row["most_lost"] is None
+            else f", at most {row['most_lost']} logged updates done twice"
         )
         print(f"{fault:10} {row['survived']} of {row['strikes']} survived{lost}")
     if config.output is not None:

@@ -142,13 +142,13 @@ class Mirror:
                     f"{self._directory} is not a run directory: it holds {min(strangers)!r} but no "
                     f"{_CONFIG}; give an empty or a new directory"
                 )
+        for name in there:
+            if not (fetched / name).resolve().is_relative_to(fetched.resolve()):
+                raise InputError(f"--mirror {self._address}: {name!r} is not within it")
         shutil.rmtree(fetched, ignore_errors=True)
         for name in there:
-            here = fetched / name
-            if not here.resolve().is_relative_to(fetched.resolve()):
-                raise InputError(f"--mirror {self._address}: {name!r} is not within it")
-            here.parent.mkdir(parents=True, exist_ok=True)
-            self._files.get_file(f"{self._root}/{name}", str(here))
+            (fetched / name).parent.mkdir(parents=True, exist_ok=True)
+            self._files.get_file(f"{self._root}/{name}", str(fetched / name))
         # Last what makes it a run directory.
         for entry in sorted(top, key=_CONFIG.__eq__):
             shutil.rmtree(self._directory / entry, ignore_errors=True)

@@ -12,7 +12,7 @@ _HEADER = (
     "fault",
     "struck",
     "ended as in peace",
-    "most updates done twice",
+    "most logged updates done twice",  # and those since the last evaluation, which logs them
     "commit",
 )
 

@@ -2,10 +2,10 @@
 
 Radford et al. 2016 (arXiv:1511.06434) with the non-saturating loss, batch norm, Adam with a first
 momentum of 0.5, and an average of the generator's weights. The nets are those that Chen et al. 2016
-(arXiv:1606.03657, appendix C.1) have for MNIST, each with a dense layer beside its convolutions, at
-half their width, and the learning rates are theirs. The aim: the classifier, at least 99 % right,
-scores the samples within 5 % of as many real test images. That score is the formula of Salimans et
-al. 2016 on the classifier's predictions, no inception score.
+(arXiv:1606.03657, appendix C.1) have for MNIST, each with a dense layer beside its convolutions,
+which have half as many channels here, and the learning rates are theirs. The aim: the classifier,
+at least 99 % right, scores the samples within 5 % of as many real test images. That score is the
+formula of Salimans et al. 2016 on the classifier's predictions, no inception score.
 
   python -m experiments.unsupervised.dcgan_mnist                3 seeds
   python -m experiments.unsupervised.dcgan_mnist --seeds 0      an hour and a quarter on a CPU core

@@ -114,7 +114,7 @@ def test_only_what_changed_is_copied_and_the_newest_checkpoint_first(bucket, tmp
     assert not follower.begin()
     follower.push()
     assert whole(folder) == [10, 20]
-    run_directory(here, 20, 30)
+    run_directory(here, 20, 30, 40)
     (here / "summary.json").write_text("{}")
     copied, put = [], follower._put
 
@@ -124,15 +124,14 @@ def test_only_what_changed_is_copied_and_the_newest_checkpoint_first(bucket, tmp
 
     monkeypatch.setattr(follower, "_put", record)
     follower.push()
+    parts = ("arrays/0", "arrays/1", "manifest", "digests.json")
     assert copied == [
         "metrics.csv",
-        "checkpoints/30/arrays/0",
-        "checkpoints/30/arrays/1",
-        "checkpoints/30/manifest",
-        "checkpoints/30/digests.json",
+        *(f"checkpoints/40/{name}" for name in parts),
+        *(f"checkpoints/30/{name}" for name in parts),
         "summary.json",
     ]  # and nothing that is passing
-    assert whole(folder) == [20, 30] and not (folder / "checkpoints/10/manifest").exists()
+    assert whole(folder) == [20, 30, 40] and not (folder / "checkpoints/10/manifest").exists()
     for again in (follower, Mirror(here, address)):  # as where the command is given once more
         monkeypatch.setattr(again, "_put", record)
         again.begin()
