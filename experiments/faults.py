@@ -392,11 +392,8 @@ def main(config: Config, options: Sequence[str]) -> int:
         if outcome.lost is not None:
             row["most_lost"] = max(row["most_lost"] or 0, outcome.lost)
     for fault, row in table.items():
-        lost = (
-            ""
-            if row["most_lost"] is None
-            else f", at most {row['most_lost']} logged updates done twice"
-        )
+        most = row["most_lost"]
+        lost = "" if most is None else f", at most {most} logged updates done twice"
         print(f"{fault:10} {row['survived']} of {row['strikes']} survived{lost}")
     if config.output is not None:
         text = json.dumps(

@@ -1,9 +1,10 @@
 """A Wasserstein GAN with gradient penalty draws Fashion-MNIST, judged by a classifier of our own.
 
 Gulrajani et al. 2017 (arXiv:1704.00028): five steps of the critic, which has no batch norm, to one
-of the generator, a penalty of weight 10, and Adam without a first momentum. There is no published
-number on this scale; the aim is that of `dcgan_mnist`: the classifier scores the samples within 5 %
-of as many real test images. Its accuracy stands beside the score, which is no inception score.
+of the generator, a penalty of weight 10, and Adam without a first momentum, with the nets of
+`dcgan_mnist`. There is no published number on this scale; the aim is that one's: the classifier
+scores the samples within 5 % of as many real test images. Its accuracy stands beside the score,
+which is no inception score.
 
   python -m experiments.unsupervised.wgan_gp_fashion        3 seeds, hours on two CPU cores
 """
