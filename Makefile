@@ -1,6 +1,5 @@
 # make run        train one learner of each paradigm, in two minutes once installed
-# make test       ruff, mypy and the tests; `make test-slow` runs those that take minutes, and once
-#                 more what all learners promise, by the very programs that users get
+# make test       ruff, mypy and the tests; `make test-slow` runs the tests that take minutes
 # make clean      remove what can be made again; runs stay
 #
 # Options: ARGS='--steps 100' goes to the program or to pytest; EXTRAS=dev,rl installs more;
@@ -25,7 +24,7 @@ test: .venv/.done
 	$(PYTHON) -m pytest -n 2 $(ARGS)
 
 test-slow: .venv/.done
-	$(PYTHON) -m pytest -m "slow or contract" $(ARGS)
+	$(PYTHON) -m pytest -m slow $(ARGS)
 
 clean:
 	rm -rf .venv build *.egg-info .cache .pytest_cache .ruff_cache .mypy_cache

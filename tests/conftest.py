@@ -4,9 +4,11 @@ import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
+from jax._src import compiler
 
 # Thousands of traced programs stay alive: walking over them takes a fifth of the tests' time.
 gc.set_threshold(100_000, 20, 50)
@@ -23,15 +25,7 @@ for name, value in KEPT.items():
     os.environ[name.upper()] = str(value)
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Takes XLA's older generator of loops for CPUs in `make test`: it compiles in half the time.
-
-    `make test-slow` takes the one that users get. An option that XLA does not know would end the
-    process, so this one is for versions that are known to have it.
-    """
-    if config.option.markexpr == "not slow" and jax.__version_info__ < (0, 12):
-        given = os.environ.get("XLA_FLAGS", "")
-        os.environ["XLA_FLAGS"] = f"--xla_cpu_use_fusion_emitters=false {given}"
+OLDER_LOOPS = [("xla_cpu_use_fusion_emitters", False)]
 
 
 @pytest.fixture
@@ -52,11 +46,24 @@ def compilations() -> Iterator[list[str]]:
 def quick_compilation(request: pytest.FixtureRequest) -> Iterator[None]:
     """Turns most of the compiler's optimisations off, for compiling is what tests cost.
 
-    The contract is about bits, which these optimisations are known to change. `make test-slow` has
-    it once more, with just the programs that users get.
+    XLA's older generator of loops for CPUs takes half the time of the newer one. What is about bits
+    is to be about those of the programs that users get.
     """
+    file = request.path.name
+    if file == "test_contract.py":
+        yield
+        return
+    loops = [] if file == "test_host.py" else OLDER_LOOPS
+
+    def options(*arguments: Any, **named: Any) -> Any:
+        made = usual(*arguments, **named)
+        made.env_option_overrides = [*made.env_option_overrides, *loops]
+        return made
+
     before = jax.config.read("jax_disable_most_optimizations")
-    quick = request.path.name != "test_contract.py"
-    jax.config.update("jax_disable_most_optimizations", quick or before)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    usual = compiler.get_compile_options
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(compiler, "get_compile_options", options)
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+        jax.config.update("jax_disable_most_optimizations", before)

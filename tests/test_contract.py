@@ -61,7 +61,6 @@ from paradigms.semi_supervised import (
 from paradigms.supervised import classifier, regressor
 from paradigms.unsupervised import autoencoder, gan, iwae, masking_noise, vae, vq_vae
 
-pytestmark = pytest.mark.contract
 SEEDS = 2
 STEPS = 5
 
