@@ -140,14 +140,20 @@ def test_only_what_changed_is_copied_and_the_newest_checkpoint_first(bucket, tmp
         assert not [name for name in copied if "checkpoints" in name]
 
 
-@pytest.mark.parametrize("files", range(9))
-def test_a_copy_that_breaks_off_goes_on_as_a_killed_run(bucket, tmp_path, monkeypatch, files):
+def copied_once(bucket, tmp_path):
+    """A run directory of ten updates, the folder with its copy, and what follows it."""
     folder, address = bucket
     here = tmp_path / "run"
     run_directory(here, 10)
     follower = Mirror(here, address)
     follower.begin()
     follower.push()
+    return here, folder, follower
+
+
+@pytest.mark.parametrize("files", range(9))
+def test_a_copy_that_breaks_off_goes_on_as_a_killed_run(bucket, tmp_path, monkeypatch, files):
+    here, folder, follower = copied_once(bucket, tmp_path)
     run_directory(here, 20)
     done, put, remove = [], follower._put, follower._files.rm_file
 
@@ -164,7 +170,7 @@ def test_a_copy_that_breaks_off_goes_on_as_a_killed_run(bucket, tmp_path, monkey
     monkeypatch.setattr(follower._files, "rm_file", once_more(remove))
     with pytest.raises(InputError, match="cannot write --mirror .*: no network"):
         follower.push()
-    assert Mirror(tmp_path / "other", address).begin()
+    assert Mirror(tmp_path / "other", bucket[1]).begin()
     # Five files are new, the metrics first: rows beyond the checkpoint are dropped by the run.
     assert whole(tmp_path / "other")[-1] == (20 if files >= 5 else 10)
     assert (tmp_path / "other/metrics.csv").read_text() == ("up to 20" if files else "up to 10")
@@ -173,12 +179,7 @@ def test_a_copy_that_breaks_off_goes_on_as_a_killed_run(bucket, tmp_path, monkey
 def test_a_run_that_drops_checkpoints_meanwhile_leaves_one_in_the_bucket(
     bucket, tmp_path, monkeypatch
 ):
-    folder, address = bucket
-    here = tmp_path / "run"
-    run_directory(here, 10)
-    follower = Mirror(here, address)
-    follower.begin()
-    follower.push()
+    here, folder, follower = copied_once(bucket, tmp_path)
     # While files are on their way: what was frozen is there all the same.
     step, put = 20, follower._put
 
