@@ -19,6 +19,7 @@ from pathlib import Path
 from experiments import (
     catalogue,
     comparison,
+    front_door,
     memory,
     prediction,
     report,
@@ -102,6 +103,7 @@ def _run(name: str, options: list[str]) -> None:
 def _report(check: bool) -> None:
     before = report.README.read_text() if report.README.exists() else ""
     after = report.inserted(before, report.markdown(catalogue.all_claims()), "results")
+    after = report.inserted(after, front_door.markdown(), "quickstart")
     after = report.inserted(after, speed.markdown(), "speed")
     after = report.inserted(after, survival.markdown(), "survival")
     if check and after != before:

@@ -116,11 +116,6 @@ def run(main: Callable[[Config], None], config_type: type[Config]) -> None:
                 config = dataclasses.replace(config, track=())
             prepare(config)
             _check_network(module, config)
-            if config.mirror and processes.several():
-                raise InputError(
-                    "--mirror is for a run of one process: several have a run directory on a file "
-                    "system that all of them share, which outlives their machines"
-                )
             with mirror.mirrored(training.directory_of(main, config), config.mirror):
                 main(config)
 

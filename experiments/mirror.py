@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
+from experiments import processes
 from paradigms.core import digests
 from paradigms.core.checkpoint import UNFINISHED
 from paradigms.core.errors import InputError
@@ -202,7 +203,8 @@ def mirrored(directory: Path, address: str | None) -> Iterator[None]:
     At first a directory without a run takes that of the copy. Then what has changed is copied twice
     a minute, beside the training, and once more when the run ends, fails or is asked to stop. A
     copy that fails on the way is told on stderr and tried again. A process that is killed, or ended
-    by its watchdog, leaves the last copy that was made.
+    by its watchdog, leaves the last copy that was made. Of several processes, which share the
+    directory, the first does all of this, and the others begin when it has the run.
 
     Args:
       directory: of the run.
@@ -212,9 +214,17 @@ def mirrored(directory: Path, address: str | None) -> Iterator[None]:
       InputError: another process mirrors this directory; as `Mirror.begin`; or the last copy
         failed, where the run did not.
     """
-    if not address:
+    with contextlib.ExitStack() as stack:
+        if address:
+            following = _following(directory, address)
+            processes.by_the_first(
+                lambda: stack.enter_context(following), f"use --mirror {address}"
+            )
         yield
-        return
+
+
+@contextlib.contextmanager
+def _following(directory: Path, address: str) -> Iterator[None]:
     mirror = Mirror(directory, address)
     with _alone(directory):
         if mirror.begin():

@@ -11,9 +11,9 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -28,6 +28,8 @@ from paradigms.core.state import PyTree
 
 # What jax, its collectives on CPUs and its coordination service say where a process is gone.
 _LOST = ("Gloo", "UNAVAILABLE", "CoordinationService", "heartbeat")
+
+Result = TypeVar("Result")
 
 _scratch: list[Path] = []
 _asked = itertools.count()
@@ -113,22 +115,40 @@ def stop_request() -> StopRequest:
     return AgreedStop() if several() else StopRequest()
 
 
+def by_the_first(action: Callable[[], Result], what: str) -> Result | None:
+    """What an action gives in the process that records; None in the others, which wait for it.
+
+    Args:
+      action: for that process alone.
+      what: it does, for a line that begins with "process 0 cannot".
+
+    Raises:
+      InputError: the action raised it; in all processes.
+    """
+    result, problem = None, None
+    if records():
+        try:
+            result = action()
+        except InputError as error:
+            problem = error
+    fine = problem is None
+    if not (_all(fine) if several() else fine):
+        raise problem or InputError(f"process 0 cannot {what}")
+    return result
+
+
 def open_run(directory: Path, settings: Mapping[str, Any], ignored: Collection[str]) -> Run:
     """Opens the run directory; in other processes than the first, a copy that is thrown away.
 
     Raises:
       InputError: as `Run.open`, in all processes; or one of them does not see the directory.
     """
-    if not several():
-        return Run.open(directory, settings, ignored=ignored)
-    run, problem = None, None
-    if records():
-        try:
-            run = Run.open(directory, settings, ignored=ignored)
-        except InputError as error:
-            problem = error
-    if not _all(problem is None):
-        raise problem or InputError(f"process 0 cannot use the run directory {directory}")
+    run = by_the_first(
+        lambda: Run.open(directory, settings, ignored=ignored),
+        f"use the run directory {directory}",
+    )
+    if run is not None and not several():
+        return run
     if not _all((directory / "config.json").exists()):
         raise InputError(
             f"not all processes see {directory}: the run directory must be on a file system that "

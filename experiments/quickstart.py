@@ -54,6 +54,7 @@ class Part(NamedTuple):
       learner: what learns.
       metric: what is told of it, as its summary calls it.
       unit: of the metric.
+      aim: what every seed is to reach; for FixMatch by so much more than without unlabelled digits.
       main: of the experiment.
       config: its options.
     """
@@ -62,6 +63,7 @@ class Part(NamedTuple):
     learner: str
     metric: str
     unit: str
+    aim: float
     main: Callable[[Any], None]
     config: cli.Options
 
@@ -74,6 +76,7 @@ def parts(config: Config) -> list[Part]:
             "classifier",
             "accuracy",
             "of digits right",
+            0.96,
             digits_mlp.main,
             digits_mlp.Config(steps=1000),
         ),
@@ -82,6 +85,7 @@ def parts(config: Config) -> list[Part]:
             "VAE",
             "log_likelihood",
             "nats",
+            -20.0,
             vae_digits.main,
             vae_digits.Config(steps=4000, evaluate_every=1000),
         ),
@@ -90,6 +94,7 @@ def parts(config: Config) -> list[Part]:
             "SimCLR",
             "few_label_probe",
             "right by a probe with 40 labels",
+            0.844,  # what pixels give
             simclr_digits.main,
             simclr_digits.Config(steps=150, evaluate_every=75),
         ),
@@ -98,6 +103,7 @@ def parts(config: Config) -> list[Part]:
             "FixMatch",
             "accuracy",
             "right after 40 labels",
+            0.05,
             fixmatch_digits.main,
             fixmatch_digits.Config(
                 steps=1500, evaluate_every=250, convolutional=False, learning_rate=0.1
@@ -108,6 +114,7 @@ def parts(config: Config) -> list[Part]:
             "PPO",
             "return",
             "steps of at most 500",
+            450.0,
             ppo_cartpole.main,
             ppo_cartpole.Config(steps=240, evaluate_every=40),
         ),
@@ -158,7 +165,7 @@ def _row(part: Part) -> dict[str, Any]:
     few_labels = directory / "few_labels"
     whole = read_summary(few_labels if few_labels.exists() else directory)
     row = {
-        **{name: getattr(part, name) for name in ("paradigm", "learner", "metric", "unit")},
+        **{name: getattr(part, name) for name in ("paradigm", "learner", "metric", "unit", "aim")},
         "before": whole["before"][f"validation/{part.metric}"][0],
         "after": whole["metrics"][f"test/{part.metric}"]["mean"],
         "seconds": seconds if trained else None,

@@ -258,15 +258,12 @@ def test_nothing_is_written_beside_the_run_directory(bucket, tmp_path, monkeypat
     assert contents(tmp_path / "run") == {}
 
 
-def test_a_mistake_leaves_nothing_behind(command, bucket, tmp_path, monkeypatch):
+def test_a_mistake_leaves_nothing_behind(command, bucket, tmp_path):
     folder, address = bucket
     options = ("--run-dir", "run", "--mirror", address)
     status, _, stderr = command(*TINY, *options, "--batch-size", "4000")
     assert status == 2 and "batch" in stderr
     assert not contents(tmp_path / "run") and list(contents(folder)) == [".mirror"]
-    monkeypatch.setattr(processes, "several", lambda: True)
-    status, _, stderr = command(*TINY, *options)
-    assert status == 2 and "--mirror is for a run of one process" in stderr
 
 
 def test_two_processes_do_not_follow_one_directory(bucket, tmp_path):

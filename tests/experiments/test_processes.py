@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -145,6 +146,30 @@ def test_four_processes_are_asked_to_stop_by_one_of_them_and_go_on(alone, tmp_pa
         )
     # What was not reported yet when it stopped stays, as in a run of one process.
     assert set(files(directory)) - {"pending.json"} == set(files(alone))
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_from_a_copy_of_their_directory(alone, tmp_path):
+    directory, bucket = tmp_path / "run", tmp_path / "bucket"
+    options = (*TINY, "--mesh", "data=2", "--mirror", f"file://{bucket}")
+    started = start(directory, *options, count=2)
+    with ended(started):
+        while not (directory / "checkpoints" / "10").is_dir():
+            assert all(process.poll() is None for process in started)
+            time.sleep(0.05)
+        started[1].terminate()
+        said = [process.communicate(timeout=SECONDS) for process in started]
+    assert {process.returncode for process in started} in ({75}, {0}), said
+    shutil.rmtree(directory)  # as a machine that is taken away takes its disk along
+    first, second = run(directory, *options, count=2)
+    assert f"{directory} was fetched from file://{bucket}" in first[1]
+    assert "fetched" not in second[1]
+    assert outcome(directory)[0] == outcome(alone)[0]
+    assert set(files(directory)) - {"pending.json"} == set(files(alone))
+    (bucket / "config.json").unlink()
+    statuses, said = finish(start(directory, *options, count=2))
+    assert statuses == [2, 2], said
+    assert "is no copy of a run" in said[0][1] and "process 0 cannot use --mirror" in said[1][1]
 
 
 @pytest.mark.slow

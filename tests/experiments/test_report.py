@@ -9,12 +9,13 @@ import sys
 import pytest
 
 from experiments import __main__ as command
-from experiments import catalogue, report, speed, survival
+from experiments import catalogue, front_door, report, speed, survival
 from paradigms.core.errors import InputError
 
 BEGIN, END = report.markers("results")
 SPEED_BEGIN, SPEED_END = report.markers("speed")
 SURVIVAL = "".join(report.markers("survival"))
+QUICKSTART = "".join(report.markers("quickstart"))
 
 
 @pytest.fixture
@@ -23,7 +24,8 @@ def results(tmp_path, monkeypatch):
     monkeypatch.setattr(catalogue, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(report, "README", tmp_path / "README.md")
     (tmp_path / "README.md").write_text(
-        f"above\n{BEGIN}\nold\n{END}\nbelow\n{SPEED_BEGIN}\n{SPEED_END}\n{SURVIVAL}\nend\n"
+        f"above\n{BEGIN}\nold\n{END}\nbelow\n{SPEED_BEGIN}\n{SPEED_END}\n"
+        f"{QUICKSTART}\n{SURVIVAL}\nend\n"
     )
     return tmp_path / "results"
 
@@ -305,6 +307,32 @@ def test_what_did_not_survive_comes_first(tmp_path, monkeypatch):
         (tmp_path / "digits_mlp.json").write_text(damaged)
         with pytest.raises(InputError, match=r"digits_mlp.json is damaged"):
             survival.markdown()
+
+
+def test_the_least_of_all_seeds_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(front_door, "FOLDER", tmp_path)
+
+    def put(seed, right, with_all, alone):
+        common = {"metric": "accuracy", "unit": "right"}
+        classifier = {"paradigm": "supervised", "learner": "classifier", "aim": 0.96, **common}
+        fixmatch = {"paradigm": "semi_supervised", "learner": "FixMatch", "aim": 0.05, **common}
+        parts = [
+            {**classifier, "before": 0.1, "after": right},
+            {**fixmatch, "before": 0.1, "after": with_all, "labels_alone": alone},
+        ]
+        (tmp_path / f"seed_{seed}.json").write_text(json.dumps({"seed": seed, "parts": parts}))
+
+    put(0, 0.98, 0.95, 0.85)
+    put(1, 0.97, 0.99, 0.93)
+    twin = "accuracy (right), above that without unlabelled digits"
+    assert rows(front_door.markdown()) == [
+        ["supervised", "classifier", "accuracy (right)", "0.96", "0.97", "0.975", "2"],
+        ["semi_supervised", "FixMatch", twin, "0.05", "0.06", "0.08", "2"],
+    ]
+    for damaged in ("", "[]", "{}"):
+        (tmp_path / "seed_1.json").write_text(damaged)
+        with pytest.raises(InputError, match=r"seed_1.json is damaged"):
+            front_door.markdown()
 
 
 def test_a_file_without_a_claim_is_one_clear_line(tmp_path):
