@@ -116,7 +116,7 @@ def parts(config: Config) -> list[Part]:
             "steps of at most 500",
             450.0,
             ppo_cartpole.main,
-            ppo_cartpole.Config(steps=240, evaluate_every=40),
+            ppo_cartpole.Config(steps=480, evaluate_every=40, learning_rate=1e-3),
         ),
     ]
     return [

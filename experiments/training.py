@@ -106,7 +106,10 @@ def _train(
 
     def start() -> TrainState:
         state = task.start(init(keys, data))
-        return state if mesh is None else shard_state(state, mesh)
+        if mesh is not None:
+            return shard_state(state, mesh)
+        # Bound to its device, as `fit` returns it: else what evaluates it is compiled twice.
+        return jax.device_put(state, jax.devices()[0])
 
     state = start()
     if config.remat:
