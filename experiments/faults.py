@@ -123,7 +123,7 @@ class Subject:
         if done.returncode:
             raise InputError(f"{experiment} does not even run in peace: {_last_line(done.stderr)}")
         self.seconds = time.perf_counter() - begin
-        self._expected = _result(peace)
+        self._expected = result_of(peace)
         self.steps = read_summary(peace)["steps"]
 
     def start(self, directory: Path, sabotage: str = "") -> "subprocess.Popen[str]":
@@ -159,28 +159,37 @@ class Subject:
         lost = None
         if reached is not None:
             lost = max(0, reached - (int(begun[-1].rpartition(" ")[2]) if begun else 0))
-        same = _result(directory) == self._expected
+        same = result_of(directory) == self._expected
         return Outcome(fault, same, note if same else f"{note}; it ended otherwise", lost)
 
 
-def _result(directory: Path) -> tuple[list[str], bytes]:
-    """Fingerprints of the final states, and the metrics."""
-    summary = json.loads((directory / "summary.json").read_text())
-    digests = [run["state_sha256"] for run in summary["runs"]]
-    return digests, (directory / "metrics.csv").read_bytes()
+def _each(directory: Path, name: str) -> list[Path]:
+    """What has this name in a run directory, and in those of its parts where it has some."""
+    return [path for path in (directory / name, *directory.glob(f"*/{name}")) if path.exists()]
+
+
+def result_of(directory: Path) -> dict[str, tuple[list[str], bytes]]:
+    """Fingerprints of the final states, and the metrics, of a run or of each of its parts."""
+    results = {}
+    for metrics in _each(directory, "metrics.csv"):
+        summary = json.loads((metrics.parent / "summary.json").read_text())
+        digests = [run["state_sha256"] for run in summary["runs"]]
+        results[str(metrics.parent.relative_to(directory))] = (digests, metrics.read_bytes())
+    return results
 
 
 def _last_line(text: str) -> str:
     return (text.strip().splitlines() or ["it said nothing"])[-1]
 
 
-def _reached(directory: Path) -> int:
-    """The newest step that was logged."""
-    try:
-        *_, last = (directory / "metrics.csv").read_text().rstrip("\n").splitlines()
-        return int(last.split(",")[1])
-    except (OSError, ValueError, IndexError):
-        return 0
+def reached_in(directory: Path) -> int:
+    """The newest step that was logged of a run, or of the part that it is at."""
+    for metrics in _each(directory, "metrics.csv"):
+        if not (metrics.parent / "summary.json").exists():
+            with contextlib.suppress(ValueError, IndexError):
+                *_, last = metrics.read_text().rstrip("\n").splitlines()
+                return int(last.split(",")[1])
+    return 0
 
 
 def _struck(
@@ -208,7 +217,7 @@ def killed(fault: str, sabotage: str = "") -> Callable[..., Outcome]:
     def strike(subject: Subject, directory: Path, random_: random.Random) -> Outcome:
         seconds = random_.uniform(0, subject.seconds)
         _struck(subject, directory, signal.SIGKILL, seconds, sabotage)
-        reached = _reached(directory)
+        reached = reached_in(directory)
         if (directory / "summary.json").exists():
             return subject.outcome(fault, directory, f"after {seconds:.1f} s, at the end", 0)
         note = f"after {seconds:.1f} s, at step {reached}"
@@ -256,13 +265,21 @@ def _delete(path: Path, random_: random.Random) -> None:
 
 def _kill_with_checkpoints(subject: Subject, directory: Path, count: int) -> Path:
     """Kills a run as soon as it has so many checkpoints, and gives the folder of the newest."""
-    checkpoints = Checkpoints(directory / "checkpoints")
+
+    def newest() -> Checkpoints:
+        folders = _each(directory, "checkpoints")
+        folders.sort(key=lambda folder: folder.stat().st_mtime)
+        return Checkpoints([directory / "checkpoints", *folders][-1])
+
     process = subject.start(directory)
-    while process.poll() is None and len(checkpoints.steps()) < count:
+    while process.poll() is None and len(newest().steps()) < count:
         time.sleep(0.01)
     process.kill()
     process.communicate()
-    (directory / "summary.json").unlink(missing_ok=True)  # it was too quick to be killed
+    if (directory / "summary.json").exists():  # it was too quick to be killed
+        for summary in _each(directory, "summary.json"):
+            summary.unlink()
+    checkpoints = newest()
     return checkpoints.directory / str(checkpoints.latest())
 
 
@@ -276,7 +293,7 @@ def damage(harm: Callable[[Path, random.Random], None]) -> Callable[..., Outcome
         harm(path, random_)
         name = harm.__name__.removeprefix("_")
         note = f"{path.relative_to(newest)} of step {newest.name}"
-        return subject.outcome(name, directory, note, _reached(directory))
+        return subject.outcome(name, directory, note, reached_in(directory))
 
     return strike
 

@@ -42,6 +42,23 @@ def test_a_run_that_ends_otherwise_is_lost(short, monkeypatch):
     assert outcome.note == "at the end; it ended otherwise"
 
 
+def test_the_parts_of_a_run_are_told_apart(tmp_path):
+    """FixMatch and its twin, for instance, of which the second was killed."""
+    for part, last in (("few_labels", 200), ("labels_alone", 100)):
+        (tmp_path / part).mkdir()
+        rows = f"run,step,name,value\n0,0,validation/loss,2.3\n0,{last},validation/loss,0.1\n"
+        (tmp_path / part / "metrics.csv").write_text(rows)
+    summary = json.dumps({"runs": [{"state_sha256": "0a"}]})
+    (tmp_path / "few_labels" / "summary.json").write_text(summary)
+    assert faults.reached_in(tmp_path) == 100
+    (tmp_path / "labels_alone" / "summary.json").write_text(summary)
+    assert faults.reached_in(tmp_path) == 0
+    before = faults.result_of(tmp_path)
+    assert set(before) == {"few_labels", "labels_alone"}
+    (tmp_path / "labels_alone" / "metrics.csv").write_text("run,step,name,value\n")
+    assert faults.result_of(tmp_path) != before
+
+
 def test_a_mistake_is_one_line():
     with pytest.raises(InputError, match="there is no experiment 'digit_mpl': try supervised/dig"):
         faults.inject(faults.Config("digit_mpl"), ())
