@@ -109,7 +109,7 @@ def _train(
         if mesh is not None:
             return shard_state(state, mesh)
         # Bound to its device, as `fit` returns it: else what evaluates it is compiled twice.
-        return jax.device_put(state, jax.devices()[0])
+        return jax.device_put(state, jax.local_devices()[0])
 
     state = start()
     if config.remat:
