@@ -96,7 +96,7 @@ def parts(config: Config) -> list[Part]:
             "right by a probe with 40 labels",
             0.844,  # what pixels give
             simclr_digits.main,
-            simclr_digits.Config(steps=225, evaluate_every=75),
+            simclr_digits.Config(steps=195, evaluate_every=65),
         ),
         Part(
             "semi_supervised",
