@@ -1,4 +1,4 @@
-"""Five ways of learning through one loop, in two minutes on two CPU cores. The job of `make run`.
+"""Five ways of learning through one loop, in minutes on two CPU cores. The job of `make run`.
 
 A classifier, a variational autoencoder, SimCLR and FixMatch learn scikit-learn's 8x8 digits, and
 PPO balances a pole: five experiments of this folder, cut short. Each is judged on data, or in
