@@ -26,7 +26,13 @@ from paradigms.core.state import TrainState, fold_name
 from paradigms.core.transforms import resident
 from paradigms.data import augment
 from paradigms.supervised import classifier, derive_classification
-from paradigms.unsupervised import classifier_score, frechet_distance, generator_weights, sample
+from paradigms.unsupervised import (
+    categorical_latents,
+    classifier_score,
+    frechet_distance,
+    generator_weights,
+    sample,
+)
 
 Measure = Callable[[np.ndarray], Mapping[str, float]]
 """From the samples of one run, `[n, ...]`, to numbers."""
@@ -61,6 +67,8 @@ class Options(cli.Options):
 class ImageOptions(Options):
     """Options of those that draw images, which a classifier of our own judges."""
 
+    categories: int = 0
+    """Latents that are one choice among so many; 0 for none."""
     width: int = 32
     """Channels of the map nearest to the image; twice as many in the one before."""
     hidden: int = 1024
@@ -88,7 +96,7 @@ class ImageOptions(Options):
 
 
 def check(config: Options) -> None:
-    """Raises InputError for counts that would fail after much has been trained."""
+    """Raises InputError for options that would fail after much has been trained."""
     least = _FEATURES + 1 if isinstance(config, ImageOptions) else 1
     for option, count, smallest in (
         ("--critic-steps", config.critic_steps, 1),
@@ -96,6 +104,13 @@ def check(config: Options) -> None:
     ):
         if count < smallest:
             raise InputError(f"{option} {count}: expected at least {smallest}")
+    categories = getattr(config, "categories", 0)
+    if categories and not 2 <= categories <= config.latent:
+        raise InputError(
+            f"--categories {categories}: expected 0 for none, or 2 to --latent {config.latent}"
+        )
+    if config.accumulate > 1:
+        raise InputError("--accumulate: adversaries take turns, each with a whole batch")
 
 
 def falling_adam(config: Options, steps: int) -> optax.GradientTransformation:
@@ -236,6 +251,8 @@ def train_on_images(
 def image_generator(config: ImageOptions) -> Net:
     """Latents `[B, latent]` to images `[B, 28, 28, 1]` in [-1, 1]."""
     generator = nets.dcgan_generator(width=config.width, hidden=config.hidden)
+    if config.categories:
+        generator = nets.preprocess(generator, categorical_latents(config.categories))
     return nets.with_precision(generator, config.precision)
 
 

@@ -57,6 +57,9 @@ class Options:
     """Devices to use, for instance "data=8", "fsdp=8" or "data=4,model=2"; by default one."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """What the network computes in; parameters, losses and metrics stay float32."""
+    accumulate: int = 1
+    """Parts of a batch whose gradients are taken one after the other and averaged, for less memory;
+    what is drawn, and batch norm's statistics, are each part's own."""
     remat: bool = False
     """Computes what the blocks of a net computed again for the gradient, in place of keeping it: a
     third more work for less memory, on accelerators (XLA for CPUs keeps it all the same)."""

@@ -26,9 +26,10 @@ from paradigms.core.profiling import Profile
 from paradigms.core.progress import Progress
 from paradigms.core.provenance import environment
 from paradigms.core.record import Run, write_whole
+from paradigms.core.scan import loops_are_slow
 from paradigms.core.signals import StopRequest
 from paradigms.core.state import TrainState
-from paradigms.core.transforms import guarded, loops_are_slow, repeated, run_data, seeded
+from paradigms.core.transforms import accumulated, guarded, repeated, run_data, seeded
 from paradigms.core.watchdog import Watchdog
 
 _PENDING = "pending.json"
@@ -97,6 +98,8 @@ def _train(
     check_finite(task.data)
     if config.on_nonfinite == "skip":
         task = task._replace(learner=guarded(task.learner))
+    undivided = task
+    task = task._replace(learner=accumulated(task.learner, config.accumulate))
     fresh = seeded(task.learner, data_axis=task.data_axis)
     data = jax.tree.map(jnp.asarray, task.data)
     keys = jax.vmap(jax.random.key)(jnp.asarray(config.seeds, jnp.uint32))
@@ -112,8 +115,7 @@ def _train(
         return jax.device_put(state, jax.local_devices()[0])
 
     state = start()
-    if config.remat:
-        _check_blocks(task, data)
+    _check_memory_options(config, task, data)
     if config.spike and task.source is None:
         rollback.check_reported(jax.eval_shape(fresh.update, state, data)[1])
     checkpoints = Checkpoints(
@@ -212,7 +214,7 @@ def _train(
                 f"{stop.received} at step {step_of(fitted.state)} of {config.steps}: it is saved "
                 f"in {run.directory}, and the same command goes on from there"
             )
-    flops = _flops(task, data)
+    flops = _flops(undivided, data)
     speed = summaries.speed(
         fitted,
         examples=task.examples_per_update * len(config.seeds),
@@ -288,23 +290,27 @@ def updates_per_call(
     return max(n for n in range(1, most + 1) if interval % n == 0)
 
 
-def _check_blocks(task: Task, data: Any) -> None:
-    """Raises InputError where `--remat` would change nothing."""
+def _check_memory_options(config: cli.Options, task: Task, data: Any) -> None:
+    """Raises InputError where `--accumulate` is not possible, or `--remat` would change nothing."""
+    if config.accumulate == 1 and not config.remat:
+        return
+    if config.accumulate > 1 and task.source is not None:
+        raise InputError("--accumulate: the batches of this experiment come from a world")
     with rematerialising() as blocks:
         if task.source is None:
             one = run_data(data, task.data_axis, 0)
             state = jax.eval_shape(task.learner.init, jax.random.key(0), one)
             # A function of its own, lest `_flops` should find it traced.
             jax.eval_shape(lambda *args: task.learner.update(*args), state, one)
-    if not blocks:
+    if config.remat and not blocks:
         raise InputError("--remat: the nets of this experiment have no blocks to compute again")
 
 
 def _flops(task: Task, data: Any) -> float | None:
     """XLA's count of floating-point operations in one update of one run, before optimisation.
 
-    XLA counts the body of a loop once. So the compiled program of a whole session would not do, and
-    of an update that loops through a world there is no count.
+    XLA counts the body of a loop once. So neither the compiled program of a whole session would do
+    nor an update in parts, and of one that loops through a world there is no count.
     """
     if not jax.tree.leaves(data):
         return None

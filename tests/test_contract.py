@@ -205,6 +205,9 @@ CASES: dict[str, Callable[[], Case]] = {
     "paradigms.core.learner.minimise": lambda: Case(line(), TARGETS),
     "paradigms.core.transforms.repeated": lambda: Case(transforms.repeated(line(), 2), TARGETS),
     "paradigms.core.transforms.chunked": lambda: Case(transforms.chunked(line()), STACKED, TARGETS),
+    "paradigms.core.transforms.accumulated": lambda: Case(
+        transforms.accumulated(line(), 3), TARGETS
+    ),
     "paradigms.core.transforms.resident": lambda: Case(transforms.resident(line(), 4), TARGETS),
     "paradigms.core.transforms.seeded": lambda: Case(transforms.seeded(line()), TARGETS, runs=2),
     "paradigms.core.transforms.swept": lambda: Case(sweep(), TARGETS),

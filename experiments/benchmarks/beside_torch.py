@@ -36,7 +36,8 @@ from experiments.benchmarks.measuring import (
 )
 from paradigms.core.learner import Learner
 from paradigms.core.loop import Every, fit
-from paradigms.core.transforms import loops_are_slow, repeated
+from paradigms.core.scan import loops_are_slow
+from paradigms.core.transforms import repeated
 
 Data = Mapping[str, np.ndarray]
 

@@ -34,7 +34,8 @@ from nets.net import Net
 from paradigms.core import optimizers
 from paradigms.core.learner import Learner
 from paradigms.core.loop import fit
-from paradigms.core.transforms import chunked, loops_are_slow, repeated, resident
+from paradigms.core.scan import loops_are_slow
+from paradigms.core.transforms import chunked, repeated, resident
 from paradigms.supervised import classifier
 
 BATCH_SIZE = 128

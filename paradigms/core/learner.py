@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from paradigms.core.gradients import Loss, gradient
 from paradigms.core.mesh import parameters_are_divided
 from paradigms.core.metrics import Mean
 from paradigms.core.state import PyTree, TrainState
@@ -37,16 +38,13 @@ class Learner(NamedTuple):
     evaluate: Callable[[TrainState, Batch, jax.Array], Metrics]
 
 
-Loss = Callable[[PyTree, TrainState, Batch], tuple[jax.Array, tuple[Metrics, PyTree]]]
-"""`(params, state, batch) -> (loss, (metrics, model_state))`, differentiated in `params`."""
-
-
 def minimise(
     loss: Loss,
     optimizer: optax.GradientTransformation,
     *,
     init: Callable[[jax.Array, Batch], tuple[PyTree, PyTree]],
     evaluate: Callable[[TrainState, Batch, jax.Array], Metrics],
+    by_example: bool = True,
 ) -> Learner:
     """The learner that descends one loss by one optimiser, as most do.
 
@@ -55,6 +53,8 @@ def minimise(
       optimizer: applied to the gradient.
       init: `(key, example) -> (params, model_state)`.
       evaluate: as in `Learner`.
+      by_example: the loss is `metrics["loss"]`, a mean over examples, so that `accumulated` may
+        take the batch in parts. Not so where examples are compared with one another.
     """
 
     def start(key: jax.Array, example: Batch) -> TrainState:
@@ -64,7 +64,11 @@ def minimise(
         )
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        state, metrics, norms = advance(state, lambda params: loss(params, state, batch), optimizer)
+        if by_example:
+            grads, metrics, model_state = gradient(loss, state, batch)
+        else:
+            grads, (metrics, model_state) = jax.grad(loss, has_aux=True)(state.params, state, batch)
+        state, norms = _step(state, grads, model_state, optimizer)
         return state, {**metrics, **norms}
 
     return Learner(start, update, evaluate)
@@ -130,11 +134,7 @@ def advance(
       what `loss` had to tell, and the norms of `descend`.
     """
     grads, (aux, model_state) = jax.grad(loss, has_aux=True)(state.params)
-    when = state.step % NORM_PERIOD == 0
-    params, opt_state, norms = descend(optimizer, grads, state.opt_state, state.params, when=when)
-    state = state.replace(
-        step=state.step + 1, params=params, opt_state=opt_state, model_state=model_state
-    )
+    state, norms = _step(state, grads, model_state, optimizer)
     return state, aux, norms
 
 
@@ -167,6 +167,18 @@ def descend_net(
         model_state={**state.model_state, name: model_state},
     )
     return state, aux, norms
+
+
+def _step(
+    state: TrainState, grads: PyTree, model_state: PyTree, optimizer: optax.GradientTransformation
+) -> tuple[TrainState, Metrics]:
+    """Moves all parameters at once, and the norms of `descend`."""
+    when = state.step % NORM_PERIOD == 0
+    params, opt_state, norms = descend(optimizer, grads, state.opt_state, state.params, when=when)
+    state = state.replace(
+        step=state.step + 1, params=params, opt_state=opt_state, model_state=model_state
+    )
+    return state, norms
 
 
 def norm(tree: PyTree) -> jax.Array:

@@ -18,11 +18,13 @@ import jax.numpy as jnp
 
 from paradigms.core.ema import ema, slow_copy
 from paradigms.core.errors import InputError
+from paradigms.core.gradients import in_parts
 from paradigms.core.learner import Batch, Learner, Metrics
 from paradigms.core.mesh import constrain_batch
 from paradigms.core.metrics import Mean
 from paradigms.core.sampling import batch_indices, common_length, cycled_indices, data_key
 from paradigms.core.scalars import Scheduled, current
+from paradigms.core.scan import loop, loops_are_slow
 from paradigms.core.state import PyTree, TrainState, fold_name
 
 Method = Literal["vmap", "map", "unroll"]
@@ -44,7 +46,43 @@ def repeated(learner: Learner, n: int, *, unroll: bool | None = None) -> Learner
         raise InputError(f"repeated(n={n}): expected at least one update per call")
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        return _loop(lambda state, _: learner.update(state, batch), state, None, n, unroll)
+        return loop(lambda state, _: learner.update(state, batch), state, None, n, unroll)
+
+    return learner._replace(update=update)
+
+
+def accumulated(learner: Learner, parts: int) -> Learner:
+    """Takes the gradient of a batch in parts, one after the other, for less memory.
+
+    The update is that of the whole batch but for rounding, also where a `mask` leaves the parts
+    uneven, with two differences that this has in every library: what a learner draws (views, noise,
+    dropout) it draws for each part anew, and batch norm sees the part alone and moves its running
+    statistics once for each. `gradients.gradient` has the details.
+
+    It goes outside of what draws the batch (`resident`, `windowed`).
+
+    Args:
+      learner: made by `minimise`, of a loss that is a mean over examples.
+      parts: of equal size; 1 leaves the learner as it is.
+
+    Raises:
+      InputError: fewer than one part; when `update` is traced, a batch that does not divide, or a
+        learner whose gradient is no mean of those of parts: contrasted views, an adversary, worlds.
+    """
+    if parts < 1:
+        raise InputError(f"accumulated(parts={parts}): expected at least one part")
+    if parts == 1:
+        return learner
+
+    def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        with in_parts(parts) as taken:
+            state, metrics = learner.update(state, batch)
+        if not taken:
+            raise InputError(
+                f"accumulated(parts={parts}): the gradient of this learner is no mean of the "
+                "gradients of parts of its batch; take smaller batches, or --remat for the memory"
+            )
+        return state, metrics
 
     return learner._replace(update=update)
 
@@ -61,7 +99,7 @@ def chunked(learner: Learner, *, unroll: bool | None = None) -> Learner:
 
     def update(state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
         n = jax.tree.leaves(batches)[0].shape[0]
-        return _loop(learner.update, state, constrain_batch(batches, axis=1), n, unroll)
+        return loop(learner.update, state, constrain_batch(batches, axis=1), n, unroll)
 
     return learner._replace(init=init, update=update)
 
@@ -364,33 +402,6 @@ def guarded(learner: Learner) -> Learner:
         return new, {**metrics, "skipped": Mean.of(~fine)}
 
     return learner._replace(update=update)
-
-
-def loops_are_slow(function: Callable[..., Any], *arguments: Any) -> bool:
-    """Whether XLA would run `function` much slower inside a loop than written out.
-
-    On the CPU backend a convolution inside a loop loses its threaded library kernel and takes many
-    times as long (google/jax issue 12868). Everything else is as fast, and compiles once.
-    """
-    if jax.default_backend() != "cpu":
-        return False
-    # The printed program shows convolutions at any depth of nested calls.
-    return "conv_general_dilated" in str(jax.make_jaxpr(function)(*arguments))
-
-
-def _loop(
-    body: Callable[[TrainState, Any], tuple[TrainState, Metrics]],
-    state: TrainState,
-    xs: Any,
-    n: int,
-    unroll: bool | None,
-) -> tuple[TrainState, Metrics]:
-    if n == 1:  # scan would make a loop even of this
-        state, metrics = body(state, jax.tree.map(lambda leaf: leaf[0], xs))
-        return state, jax.tree.map(lambda leaf: leaf[None], metrics)
-    if unroll is None:
-        unroll = loops_are_slow(body, state, jax.tree.map(lambda leaf: leaf[0], xs))
-    return jax.lax.scan(body, state, xs, length=n, unroll=n if unroll else 1)
 
 
 def _over_runs(

@@ -85,6 +85,7 @@ def siamese(
         optimizer,
         init=lambda key, example: net.init(key, example["image"]),
         evaluate=lambda state, batch, key: measure(state.params, state, batch, key, False)[0],
+        by_example=False,
     )
 
 

@@ -147,7 +147,7 @@ def classifying(
     net: Net,
     input_name: str,
     prepare: Callable[[jax.Array], jax.Array] = lambda inputs: inputs,
-) -> dict[str, Callable[..., Any]]:
+) -> dict[str, Any]:
     """How a learner of one net begins and is evaluated, for `minimise`.
 
     Args:

@@ -2,6 +2,7 @@
 
 from paradigms.unsupervised.autoencoder import autoencoder, masking_noise, subspace_distance
 from paradigms.unsupervised.gan import (
+    categorical_latents,
     gan,
     generator_weights,
     gradient_norm_penalty,
@@ -54,6 +55,7 @@ __all__ = [
     "Likelihood",
     "autoencoder",
     "bernoulli_log_prob",
+    "categorical_latents",
     "check_support",
     "classifier_score",
     "codebook_loss",

@@ -324,6 +324,36 @@ def generator_weights(state: TrainState) -> dict[str, PyTree]:
     return state.target.get("generator", _weights_of(state, "generator"))
 
 
+def categorical_latents(categories: int) -> Callable[[jax.Array], jax.Array]:
+    """Makes one choice among some of the first latents, for `nets.preprocess(generator, ...)`.
+
+    Chen et al. 2016 (arXiv:1606.03657, section 7.2) draw a category of ten beside their noise for
+    MNIST. From normal latents alone a continuous generator cannot draw classes without drawing what
+    lies between them.
+
+    Args:
+      categories: how many there are, all as frequent; at least 2.
+
+    Returns:
+      `z[B, D] -> [B, D]`: of the first `categories` numbers the largest is chosen, and they become
+      a vector with one entry above 0, where each has mean 0 and variance 1 over z ~ N(0, I).
+
+    Raises:
+      InputError: fewer than two; when called, more than there are latents.
+    """
+    if categories < 2:
+        raise InputError(f"categorical_latents({categories}): expected at least 2 categories")
+
+    def choose(z: jax.Array) -> jax.Array:
+        if z.shape[-1] < categories:
+            raise InputError(f"{categories} categories are more than {z.shape[-1]} latents")
+        chosen = jax.nn.one_hot(z[..., :categories].argmax(-1), categories, dtype=z.dtype)
+        chosen = (chosen * categories - 1) / (categories - 1) ** 0.5
+        return jnp.concatenate([chosen, z[..., categories:]], -1)
+
+    return choose
+
+
 def sample(
     generator: Net,
     weights: PyTree,

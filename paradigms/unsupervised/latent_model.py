@@ -13,8 +13,8 @@ from paradigms.core.errors import InputError
 from paradigms.core.learner import Batch, Metrics
 from paradigms.core.metrics import Mean, Means
 from paradigms.core.scalars import Scalar
+from paradigms.core.scan import loops_are_slow
 from paradigms.core.state import PyTree, TrainState
-from paradigms.core.transforms import loops_are_slow
 from paradigms.unsupervised.autoencoder import init_nets
 from paradigms.unsupervised.likelihoods import (
     Likelihood,

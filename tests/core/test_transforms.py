@@ -7,11 +7,11 @@ import optax
 import pytest
 
 import nets
-from paradigms.core import transforms
 from paradigms.core.errors import InputError
 from paradigms.core.learner import Learner, minimise
 from paradigms.core.metrics import Mean
 from paradigms.core.sampling import batch_indices, cycled_indices, data_key
+from paradigms.core.scan import loops_are_slow
 from paradigms.core.state import TrainState, fold_name
 from paradigms.core.transforms import (
     averaged,
@@ -138,9 +138,9 @@ def test_loops_are_slow_where_there_is_a_convolution():
 
     image = jnp.ones((1, 1, 4, 4))
     on_cpu = jax.default_backend() == "cpu"
-    assert transforms.loops_are_slow(jax.jit(convolve), image) == on_cpu
-    assert transforms.loops_are_slow(jax.grad(lambda x: convolve(x).sum()), image) == on_cpu
-    assert not transforms.loops_are_slow(lambda x: x @ x, jnp.ones((2, 2)))
+    assert loops_are_slow(jax.jit(convolve), image) == on_cpu
+    assert loops_are_slow(jax.grad(lambda x: convolve(x).sum()), image) == on_cpu
+    assert not loops_are_slow(lambda x: x @ x, jnp.ones((2, 2)))
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="loops are slow on the CPU alone")
