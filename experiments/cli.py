@@ -185,6 +185,8 @@ def prepare(config: Options) -> None:
     batch_size = getattr(config, "batch_size", 1)
     if batch_size < 1:
         raise InputError(f"batch size {batch_size}: --batch-size must be at least 1")
+    if config.accumulate < 1:
+        raise InputError(f"--accumulate {config.accumulate}: expected at least 1 part")
     if config.keep < 1 or config.keep_every < 0 or config.keep_every % config.evaluate_every:
         raise InputError(
             f"--keep {config.keep} --keep-every {config.keep_every}: expected at least 1 "

@@ -20,7 +20,7 @@ from experiments import catalogue, cli, training
 from paradigms.core.errors import InputError
 from paradigms.core.mesh import make_mesh, parse_mesh, state_shardings
 from paradigms.core.state import PyTree
-from paradigms.core.transforms import seeded
+from paradigms.core.transforms import accumulated, seeded
 
 _MIB = 2**20
 
@@ -72,7 +72,8 @@ def _report(
 def per_device(config: cli.Options, task: training.Task) -> dict[str, int]:
     """Bytes on each device of `config.mesh` by what takes them, for one update of all runs."""
     mesh = make_mesh(config.mesh)
-    learner = seeded(task.learner, method="vmap", data_axis=task.data_axis)
+    learner = accumulated(task.learner, config.accumulate)
+    learner = seeded(learner, method="vmap", data_axis=task.data_axis)
     seeds = jnp.zeros(len(config.seeds), jnp.uint32)
     keys = jax.eval_shape(jax.vmap(jax.random.key), seeds)
     data = jax.eval_shape(lambda tree: tree, task.data)

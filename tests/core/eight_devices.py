@@ -20,7 +20,7 @@ from paradigms.core import mesh, optimizers
 from paradigms.core.errors import InputError
 from paradigms.core.loop import Every, fit
 from paradigms.core.state import TrainState
-from paradigms.core.transforms import chunked, repeated, resident, seeded
+from paradigms.core.transforms import accumulated, chunked, repeated, resident, seeded
 from paradigms.reinforcement import (
     dqn,
     interact,
@@ -336,6 +336,24 @@ def batches_from_the_host_divide_their_work():
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
 
 
+def parts_of_a_batch_divide_their_work():
+    """Each device takes rows of every part, not all of one."""
+    net = nets.mlp((64,), 10)
+    learner = resident(classifier(net, optimizers.sgd(0.05, 0.9), input_name="x"), 512)
+    learner = accumulated(learner, 4)
+    held = {"x": data()["x"], "label": jnp.arange(512) % 10}
+    state = jax.jit(learner.init)(jax.random.key(0), held)
+    alone = compiled(learner.update, state, held)
+    expected, _ = alone(state, held)
+    eight = mesh.make_mesh("data=8")
+    with jax.set_mesh(eight):
+        placed = mesh.replicate((state, held), eight)
+        shared = compiled(learner.update, *placed)
+        found, _ = shared(*placed)
+    assert 6 <= flops(alone) / flops(shared) <= 8, flops(alone) / flops(shared)
+    close(found.params, expected.params)
+
+
 def agents_divide_their_worlds_and_their_learning():
     # Compiling is all that this costs.
     jax.config.update("jax_disable_most_optimizations", True)
@@ -435,6 +453,7 @@ if __name__ == "__main__":
         the_second_step_compiles_nothing,
         a_resident_network_divides_its_work,
         batches_from_the_host_divide_their_work,
+        parts_of_a_batch_divide_their_work,
         agents_divide_their_worlds_and_their_learning,
         joint_embeddings_see_the_global_batch,
         strategies.strategies_agree_with_one_device,

@@ -86,5 +86,12 @@ def test_counts_of_a_gan_are_checked_before_anything_is_trained(experiment, tmp_
     least = 1 if experiment is gan_grid else 65
     with pytest.raises(InputError, match=f"--samples {least - 1}: expected at least {least}"):
         experiment.main(replace(config, samples=least - 1))
+    with pytest.raises(InputError, match="--accumulate: adversaries take turns"):
+        experiment.main(replace(config, accumulate=2))
+    if experiment is not gan_grid:
+        for wrong in (1, config.latent + 1):
+            message = f"--categories {wrong}: expected 0 for none, or 2 to --latent {config.latent}"
+            with pytest.raises(InputError, match=message):
+                experiment.main(replace(config, categories=wrong))
     adversarial.check(replace(config, samples=least))
     assert not (tmp_path / "run").exists()

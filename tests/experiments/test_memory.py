@@ -8,14 +8,16 @@ from experiments import memory
 from paradigms.core.errors import InputError
 
 
+def report(python, mesh, *options):
+    done = python("-m", "experiments", "memory", "digits_mlp", "--mesh", mesh, *options)
+    assert done.returncode == 0, done.stderr
+    found = re.findall(r"^(.*?)\s+([\d.]+) MiB$", done.stdout, re.MULTILINE)
+    return {what.strip(): float(size) for what, size in found}
+
+
 def test_state_and_data_take_what_can_be_counted_by_hand(python):
     """On 64 devices, which no machine of ours has; `fsdp` shares out the two large kernels."""
-    done = python("-m", "experiments", "memory", "digits_mlp", "--mesh", "data=16,fsdp=4")
-    assert done.returncode == 0, done.stderr
-    found = {
-        what.strip(): float(size)
-        for what, size in re.findall(r"^(.*?)\s+([\d.]+) MiB$", done.stdout, re.MULTILINE)
-    }
+    found = report(python, "data=16,fsdp=4")
     seeds, mib = 3, 2**20
     kernels = (64 * 256 + 256 * 256) / 4
     parameters = 4 * seeds * (kernels + 256 * 10 + 256 + 256 + 10)
@@ -27,6 +29,16 @@ def test_state_and_data_take_what_can_be_counted_by_hand(python):
     assert found["data"] == pytest.approx(1100 * (64 + 4) / mib, abs=0.005)
     assert found["temporaries"] > 0
     assert found["in all"] == pytest.approx(sum(found.values()) - found["in all"], abs=0.03)
+
+
+def test_parts_of_a_batch_take_less(python):
+    """Of 1,024 images at once the activations are most of it; the state is what it was."""
+    whole, in_parts = (
+        report(python, "data=2", "--batch-size", "1024", "--accumulate", parts)
+        for parts in ("1", "8")
+    )
+    assert in_parts["temporaries"] < whole["temporaries"] / 2
+    assert in_parts["parameters"] == whole["parameters"]
 
 
 def test_a_bad_mesh_or_name_is_one_line_before_anything_is_compiled():

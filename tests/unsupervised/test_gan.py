@@ -13,6 +13,7 @@ from paradigms.core.loop import evaluator
 from paradigms.core.metrics import derive
 from paradigms.core.transforms import repeated, resident, swept
 from paradigms.unsupervised.gan import (
+    categorical_latents,
     gan,
     generator_weights,
     gradient_norm_penalty,
@@ -465,6 +466,28 @@ def test_latents_of_samples_are_standard_normal():
     drawn = sample(identity.net, {"params": params, "model_state": model_state}, KEY, 4000, 2)
     np.testing.assert_allclose(drawn.mean(0), 0, atol=4 / np.sqrt(4000))
     np.testing.assert_allclose(np.cov(drawn.T), np.eye(2), atol=0.1)
+
+
+def test_a_category_is_one_choice_as_frequent_as_the_others():
+    z = jax.random.normal(KEY, (40_000, 6))
+    drawn = np.asarray(categorical_latents(4)(z))
+    np.testing.assert_array_equal(drawn[:, 4:], z[:, 4:])
+    high, low = np.sqrt(3), -1 / np.sqrt(3)  # of k = 4: (k - 1) and -1 over the root of k - 1
+    np.testing.assert_allclose(np.sort(drawn[:, :4]), [[low, low, low, high]] * len(z), rtol=1e-6)
+    chosen = drawn[:, :4].argmax(1)
+    np.testing.assert_array_equal(chosen, z[:, :4].argmax(1))
+    np.testing.assert_allclose(np.bincount(chosen) / len(z), 0.25, atol=0.01)
+    np.testing.assert_allclose(drawn.mean(0), 0, atol=0.03)
+    np.testing.assert_allclose(drawn.var(0), 1, atol=0.03)
+    # What each of them looks like, others do not tell.
+    np.testing.assert_allclose(np.corrcoef(chosen, drawn[:, 4])[0, 1], 0, atol=0.02)
+
+
+def test_categories_are_two_or_more_and_latents_too():
+    with pytest.raises(InputError, match=r"categorical_latents\(1\): expected at least 2"):
+        categorical_latents(1)
+    with pytest.raises(InputError, match="7 categories are more than 6 latents"):
+        categorical_latents(7)(jnp.zeros((2, 6)))
 
 
 # Transforms, learning, errors -------------------------------------------------------------------
