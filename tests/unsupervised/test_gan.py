@@ -30,11 +30,16 @@ SGD = optax.sgd(0.1)
 
 
 class Seen(NamedTuple):
-    """A net, what it was given outside of tracing, and whether each call was in training."""
+    """A net, what it was given, and whether each call of those traced was in training."""
 
     net: Net
-    inputs: list[np.ndarray]
+    recorded: list[np.ndarray]
     modes: list[bool]
+
+    @property
+    def inputs(self):
+        jax.effects_barrier()  # what a jitted call has to tell may come after its result
+        return self.recorded
 
 
 def linear(width, out, kernel=None, init_seed=0):
@@ -48,8 +53,7 @@ def linear(width, out, kernel=None, init_seed=0):
 
     def apply(params, model_state, x, *, key=None, train=False):
         modes.append(train)
-        if not isinstance(x, jax.core.Tracer):
-            inputs.append(np.asarray(x))
+        jax.debug.callback(lambda x: inputs.append(np.asarray(x)), x, ordered=True)
         moved = {"calls": model_state["calls"] + 1} if train else model_state
         return x.reshape(len(x), -1) @ params["w"] + params["b"], moved
 
@@ -204,7 +208,9 @@ def test_an_update_is_that_of_the_papers_algorithm(loss, masked):
     state = learner.init(KEY, {"x": x})
     a, b = (np.float64(state.params["generator"][name]) for name in "wb")
     w, c = (np.float64(state.params["critic"][name][..., 0]) for name in "wb")
-    state, metrics = learner.update(state, {"x": x, **({"mask": weight} if masked else {})})
+    state, metrics = jax.jit(learner.update)(
+        state, {"x": x, **({"mask": weight} if masked else {})}
+    )
 
     assert generator.modes[-3:] == [True] * 3
     assert critic.modes[-1]
@@ -213,7 +219,7 @@ def test_an_update_is_that_of_the_papers_algorithm(loss, masked):
     for one, other in ((0, 1), (0, 2), (1, 2)):
         assert not np.isclose(generator.inputs[one], generator.inputs[other]).any()
     np.testing.assert_array_equal(critic.inputs[0], x[:4])
-    np.testing.assert_array_equal(critic.inputs[2], x[4:])
+    np.testing.assert_array_equal(critic.inputs[3], x[4:])  # after the penalty's points
 
     on_real, on_fake, of_generator = SLOPES[loss]
     losses, penalties = [], []
@@ -272,7 +278,7 @@ def test_each_net_is_moved_by_its_own_steps_only():
             input_name="x",
         )
         start = learner.init(KEY, batch)
-        state, _ = learner.update(start, batch)
+        state, _ = jax.jit(learner.update)(start, batch)
         return start, state
 
     def same(first, second):
@@ -300,13 +306,13 @@ def test_a_penalty_leaves_the_critics_statistics_alone():
         linear(3, 2).net, critic.net, SGD, SGD, latent=3, gradient_penalty=1.0, input_name="x"
     )
     state = learner.init(KEY, {"x": points(4)})
-    state, _ = learner.update(state, {"x": points(4)})
+    state, _ = jax.jit(learner.update)(state, {"x": points(4)})
     assert state.model_state["critic"]["calls"] == 2
 
 
 def test_no_penalty_is_reported_where_there_is_none():
     learner = mlp_gan()
-    _, metrics = learner.update(learner.init(KEY, {"x": points(4)}), {"x": points(4)})
+    _, metrics = jax.jit(learner.update)(learner.init(KEY, {"x": points(4)}), {"x": points(4)})
     assert "penalty" not in metrics
 
 
@@ -316,7 +322,7 @@ def test_batch_norm_sees_examples_and_samples_apart():
     learner = gan(generator.net, critic, SGD, SGD, latent=3, input_name="x")
     x = points(8) + 5
     start = learner.init(KEY, {"x": x})
-    state, _ = learner.update(start, {"x": x})
+    state, _ = jax.jit(learner.update)(start, {"x": x})
     params, expected = start.params["critic"], start.model_state["critic"]
     fake = generator.net.apply(
         start.params["generator"], start.model_state["generator"], jnp.asarray(generator.inputs[0])
@@ -339,7 +345,7 @@ def test_the_average_follows_the_generator_and_is_what_evaluation_sees():
 
     expected = live(state)
     for _ in range(3):
-        state, _ = learner.update(state, batch)
+        state, _ = jax.jit(learner.update)(state, batch)
         expected = jax.tree.map(lambda old, new: 0.75 * old + 0.25 * new, expected, live(state))
     jax.tree.map(
         lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6),
@@ -348,13 +354,13 @@ def test_the_average_follows_the_generator_and_is_what_evaluation_sees():
     )
     assert generator_weights(state) is state.target["generator"]
     assert set(state.target) == {"generator"}
-    values = derive(learner.evaluate(state, batch, KEY))
+    values = derive(jax.jit(learner.evaluate)(state, batch, KEY))
     ruined = state.replace(
         params={**state.params, "generator": jax.tree.map(jnp.zeros_like, live(state)["params"])}
     )
-    assert derive(learner.evaluate(ruined, batch, KEY)) == values
+    assert derive(jax.jit(learner.evaluate)(ruined, batch, KEY)) == values
     without = state.replace(target={})
-    assert derive(learner.evaluate(without, batch, KEY)) != values
+    assert derive(jax.jit(learner.evaluate)(without, batch, KEY)) != values
     assert mlp_gan().init(KEY, batch).target == {}
 
 
@@ -364,9 +370,9 @@ def test_bytes_are_scaled_and_floats_are_not():
         critic = linear(2, 1)
         learner = gan(linear(3, 2).net, critic.net, SGD, SGD, latent=3)
         state = learner.init(KEY, {"image": data})
-        learner.update(state, {"image": data})
+        jax.jit(learner.update)(state, {"image": data})
         trained, evaluated = critic.inputs[0], len(critic.inputs)
-        learner.evaluate(state, {"image": data}, KEY)
+        jax.jit(learner.evaluate)(state, {"image": data}, KEY)
         for given in (trained, critic.inputs[evaluated]):
             np.testing.assert_allclose(given, seen, rtol=1e-5, atol=1e-6)
             assert given.dtype == np.float32
@@ -385,11 +391,11 @@ def test_examples_are_augmented_in_training_only():
     )
     x = points(4)
     state = learner.init(KEY, {"x": x})
-    learner.update(state, {"x": x})
+    jax.jit(learner.update)(state, {"x": x})
     np.testing.assert_allclose(critic.inputs[0], x + 100, rtol=1e-6)
     assert np.abs(critic.inputs[1]).max() < 50  # samples are not
     critic.inputs.clear()
-    learner.evaluate(state, {"x": x}, KEY)
+    jax.jit(learner.evaluate)(state, {"x": x}, KEY)
     np.testing.assert_array_equal(critic.inputs[0], x)
 
 
@@ -402,7 +408,7 @@ def test_evaluation_by_hand_and_over_batches():
     x, mask = 3 * points(6), np.float32([1, 1, 1, 1, 1, 0])
     x[5] = np.nan  # what does not count could hold anything
     state = learner.init(KEY, {"x": x})
-    values = derive(learner.evaluate(state, {"x": x, "mask": mask}, KEY))
+    values = derive(jax.jit(learner.evaluate)(state, {"x": x, "mask": mask}, KEY))
     assert not any(generator.modes + critic.modes)  # running statistics, no dropout
     real = x[:5]
     fake = generator.inputs[0][:5] @ np.asarray(state.params["generator"]["w"])
@@ -435,8 +441,8 @@ def test_the_spread_shows_collapse():
             linear(2, 2, kernel).net, linear(2, 1).net, SGD, SGD, latent=2, input_name="x"
         )
         state = learner.init(KEY, {"x": x})
-        _, trained = learner.update(state, {"x": x})
-        values = derive(learner.evaluate(state, {"x": x}, KEY)), derive(trained)
+        _, trained = jax.jit(learner.update)(state, {"x": x})
+        values = derive(jax.jit(learner.evaluate)(state, {"x": x}, KEY)), derive(trained)
         return [value.get("spread") for value in values]
 
     assert spread(np.eye(2)) == pytest.approx([1, 1], abs=0.1)
@@ -448,7 +454,7 @@ def test_the_spread_shows_collapse():
 
 def test_samples_do_not_depend_on_the_batches_and_use_running_statistics():
     learner, batch = mlp_gan(), {"x": points(6)}
-    state, _ = learner.update(learner.init(KEY, batch), batch)
+    state, _ = jax.jit(learner.update)(learner.init(KEY, batch), batch)
     generator = nets.mlp((4,), 2, norm="batch")
     weights = generator_weights(state)
     drawn = sample(generator, weights, KEY, 7, 3, batch_size=3)
@@ -554,7 +560,7 @@ def test_a_generator_finds_where_the_data_are(options):
     state, _ = jax.jit(learner.update)(state, data)
     drawn = sample(nets.mlp((), 2), generator_weights(state), KEY, 1000, 2)
     np.testing.assert_allclose(np.asarray(drawn).mean(0), centre, atol=0.3)
-    assert derive(learner.evaluate(state, data, KEY))["spread"] > 0.3
+    assert derive(jax.jit(learner.evaluate)(state, data, KEY))["spread"] > 0.3
 
 
 @pytest.mark.parametrize(
@@ -580,7 +586,7 @@ def test_a_batch_divides_into_the_critics_steps():
     learner = mlp_gan(critic_steps=3)
     state = learner.init(KEY, {"x": points(7)})  # only an update is divided
     with pytest.raises(InputError, match="a batch of 7 does not divide into critic_steps=3 equal"):
-        learner.update(state, {"x": points(7)})
+        jax.jit(learner.update)(state, {"x": points(7)})
 
 
 def test_nets_that_do_not_fit_are_found_at_the_start():
