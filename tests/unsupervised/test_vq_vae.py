@@ -133,7 +133,7 @@ def test_ema_codebook_follows_numpy_over_several_batches():
     for step in range(4):
         # Few batches have the same number of outputs with each code, and one has none.
         image = images(step, 4, 1, 3, 2) * np.float32([1.0, 1.0 if step == 2 else 0.3])
-        state, metrics = learner.update(state, {"image": image})
+        state, metrics = jax.jit(learner.update)(state, {"image": image})
         z = 0.5 * image.astype(np.float64).reshape(-1, 2)
         index = np.square(z[:, None] - book).sum(-1).argmin(-1)
         chosen = np.eye(3)[index]
@@ -159,7 +159,7 @@ def test_every_gradient_is_that_of_numpy(codebook, step):
     x, book = images(0, 3, 1, 2, 2), images(1, 2, 2)
     learner = learner_of(optax.sgd(1.0), codebook=codebook, commitment=beta, variance=variance)
     state = started(learner, x, book, (a, b)).replace(step=jnp.int32(step))
-    after, metrics = learner.update(state, {"image": x})
+    after, metrics = jax.jit(learner.update)(state, {"image": x})
     if step == 0:
         # The codes were put on outputs first, and to lie there gives the encoder nothing.
         book = np.asarray(after.params["codebook"])
@@ -181,7 +181,9 @@ def test_every_gradient_is_that_of_numpy(codebook, step):
     assert derive(metrics)["loss"] == pytest.approx(loss, rel=1e-5)
     if step == 0:
         return
-    assert derive(learner.evaluate(state, {"image": x}, KEY))["loss"] == pytest.approx(loss, 1e-5)
+    assert derive(jax.jit(learner.evaluate)(state, {"image": x}, KEY))["loss"] == pytest.approx(
+        loss, 1e-5
+    )
     if codebook == "gradient":
         # That of the codebook loss alone, though the reconstruction depends on the codes.
         np.testing.assert_allclose(
@@ -216,9 +218,9 @@ def test_the_first_update_puts_each_code_on_an_output_of_its_own(codebook):
     learner = learner_of(codes=6, codebook=codebook)
     start = learner.init(KEY, {"image": image})
     assert np.isfinite(
-        list(derive_vq_vae(learner.evaluate(start, {"image": image}, KEY)).values())
+        list(derive_vq_vae(jax.jit(learner.evaluate)(start, {"image": image}, KEY)).values())
     ).all()
-    state, metrics = learner.update(start, {"image": image})
+    state, metrics = jax.jit(learner.update)(start, {"image": image})
     place = state.params if codebook == "gradient" else state.memory
     distance = np.abs(np.asarray(place["codebook"])[:, None] - image.reshape(-1, 2)).max(-1)
     assert (np.sort(distance, 1)[:, 0] < 1e-4).all()
@@ -229,7 +231,9 @@ def test_the_first_update_puts_each_code_on_an_output_of_its_own(codebook):
     # No window is over yet.
     assert not {"dead_codes", "revived"} & set(values)
     # Another seed draws other outputs for the codes.
-    other, _ = learner.update(learner.init(jax.random.key(1), {"image": image}), {"image": image})
+    other, _ = jax.jit(learner.update)(
+        learner.init(jax.random.key(1), {"image": image}), {"image": image}
+    )
     place = other.params if codebook == "gradient" else other.memory
     assert (np.abs(np.asarray(place["codebook"])[:, None] - image.reshape(-1, 2)).max(-1).argmin(1)
             != distance.argmin(1)).any()  # fmt: skip
@@ -251,7 +255,7 @@ def test_a_dead_code_comes_back_after_a_window_on_an_output_of_that_batch(codebo
         third = 0.5 if step == 1 else 0.1 + 0.01 * step
         image = pixels_at(0, 1, third, 0.05)
         assert int(state.step) == step
-        state, metrics = learner.update(state, {"image": image})
+        state, metrics = jax.jit(learner.update)(state, {"image": image})
         place = state.params if codebook == "gradient" else state.memory
         seen.append((image.reshape(-1, 2), np.asarray(place["codebook"]), derive(metrics)))
 
@@ -283,7 +287,7 @@ def test_a_revived_average_starts_again_with_count_one():
         step=jnp.int32(4),
         memory={**state.memory, "used": jnp.array([True, False]), "counts": jnp.array([8.0, 5.0])},
     )
-    after, _ = learner.update(state, {"image": image})
+    after, _ = jax.jit(learner.update)(state, {"image": image})
     # Code 0 was used: 0.75 * 8 and a quarter of its outputs. Code 1 begins at 1, and where it is
     # equal to code 0 gets no output.
     revived_on = int(np.abs(image.reshape(-1, 2) - after.memory["codebook"][1]).max(-1).argmin())
@@ -296,7 +300,9 @@ def test_a_revived_average_starts_again_with_count_one():
     )
     # Within a window the number of the last one stands.
     memory = {**state.memory, "dead": jnp.int32(7)}
-    _, metrics = learner.update(state.replace(step=jnp.int32(5), memory=memory), {"image": image})
+    _, metrics = jax.jit(learner.update)(
+        state.replace(step=jnp.int32(5), memory=memory), {"image": image}
+    )
     assert derive(metrics)["dead_codes"] == 7
 
 
@@ -327,18 +333,18 @@ def test_masked_images_neither_count_nor_move_a_code(codebook):
     kept, spoilt = images(0, 3, 1, 2, 2) * 0.8, np.ones((2, 1, 2, 2), np.float32)
     state = started(learner, kept, book)
     batch = {"image": np.concatenate([kept, spoilt]), "mask": np.float32([1, 1, 1, 0, 0])}
-    masked, metrics = learner.update(state, batch)
-    short, wanted = learner.update(state, {"image": kept})
+    masked, metrics = jax.jit(learner.update)(state, batch)
+    short, wanted = jax.jit(learner.update)(state, {"image": kept})
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
         (masked.params, masked.memory, derive(metrics)),
         (short.params, short.memory, derive(wanted)),
     )
     np.testing.assert_array_equal(masked.memory["used"], [True, True, False])
-    evaluated = learner.evaluate(state, batch, KEY)
+    evaluated = jax.jit(learner.evaluate)(state, batch, KEY)
     values, wanted = (
         derive_vq_vae(evaluated),
-        derive_vq_vae(learner.evaluate(state, {"image": kept}, KEY)),
+        derive_vq_vae(jax.jit(learner.evaluate)(state, {"image": kept}, KEY)),
     )
     assert values == pytest.approx(wanted, rel=1e-5)
     assert float(evaluated["codes"].total.sum()) == float(evaluated["codes"].count[0]) == 6
@@ -348,7 +354,7 @@ def test_codes_begin_on_images_that_count_only():
     learner = learner_of(codes=4)
     image = pixels_at(0.1, 0.3, 1.0, 1.0, 1.0)
     batch = {"image": image, "mask": np.float32([1, 1, 0, 0, 0])}
-    state, metrics = learner.update(learner.init(KEY, batch), batch)
+    state, metrics = jax.jit(learner.update)(learner.init(KEY, batch), batch)
     book = np.asarray(state.memory["codebook"])
     # Two outputs for four codes: the others wait where they are.
     assert (book.max(-1) < 0.5).all()
@@ -356,7 +362,7 @@ def test_codes_begin_on_images_that_count_only():
     np.testing.assert_array_equal(state.memory["used"], book.max(-1) > 0.05)
     assert derive(metrics)["perplexity"] == pytest.approx(2, rel=1e-5)
     nobody = {"image": image, "mask": np.zeros(5, np.float32)}
-    state, metrics = learner.update(learner.init(KEY, nobody), nobody)
+    state, metrics = jax.jit(learner.update)(learner.init(KEY, nobody), nobody)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state.params, state.memory)))
     assert "perplexity" not in derive(metrics)
 
@@ -384,7 +390,10 @@ def test_bytes_are_divided_by_255():
     learner = learner_of(optax.sgd(0.1))
     state = started(learner, image, [[0.2, 0.2], [0.8, 0.8]])
     results = [
-        (learner.update(state, {"image": x}), learner.evaluate(state, {"image": x}, KEY))
+        (
+            jax.jit(learner.update)(state, {"image": x}),
+            jax.jit(learner.evaluate)(state, {"image": x}, KEY),
+        )
         for x in (image, image.astype(np.float32) / 255)
     ]
     (a, b) = ((jax.tree.leaves((u[0].params, u[1], e))) for u, e in results)
