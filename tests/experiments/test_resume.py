@@ -1,6 +1,7 @@
 """The same seed gives the same bits: again, alone, and after being killed."""
 
 import json
+import os
 import shutil
 import signal
 
@@ -65,6 +66,14 @@ def advance_and_ask(self, now):
 Progress.advance = advance_and_ask
 loop._SECONDS_BETWEEN_FETCHES = 0
 sys.argv[1:] = sys.argv[3:]
+runpy.run_module("experiments.supervised.digits_mlp", run_name="__main__", alter_sys=True)
+"""
+
+# A machine whose clock says 1970, on which everything that is there comes from its future.
+SKEWED = """
+import runpy, sys, time
+time.time = lambda: 1000.0
+time.time_ns = lambda: 1000 * 10**9
 runpy.run_module("experiments.supervised.digits_mlp", run_name="__main__", alter_sys=True)
 """
 
@@ -133,6 +142,21 @@ def test_a_run_goes_on_from_the_newest_checkpoint_that_is_whole(python, short, f
     assert digests(tmp_path / "run") == digests(finished)
     rows = (tmp_path / "run" / "metrics.csv").read_bytes()
     assert rows == (finished / "metrics.csv").read_bytes()
+
+
+def test_a_clock_that_is_wrong_changes_nothing(python, short, finished, tmp_path):
+    command = [*short, "--run-dir", tmp_path]
+    killed = python("-c", KILLED, "after", 20, *command)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    # The older checkpoint is the younger by its date.
+    for age, path in enumerate(sorted(tmp_path.rglob("*"), reverse=True)):
+        os.utime(path, (4e9 + age, 4e9 + age))
+    resumed = python("-c", SKEWED, *command)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "at step 20" in resumed.stderr
+    assert digests(tmp_path) == digests(finished)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert 0 < summary["speed"]["train_seconds"] < 600
 
 
 def test_each_run_is_the_run_of_its_seed_alone(python, short, finished, tmp_path):
