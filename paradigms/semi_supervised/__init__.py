@@ -4,8 +4,8 @@ from paradigms.semi_supervised.consistency import consistency, mean_teacher, pi_
 from paradigms.semi_supervised.fixmatch import class_thresholds, fixmatch, flexmatch
 from paradigms.semi_supervised.mixmatch import mixmatch, sharpen
 from paradigms.semi_supervised.pseudo_label import pseudo_label
-from paradigms.semi_supervised.streams import derive_pseudo_labels
-from paradigms.semi_supervised.vat import entropy, vat, virtual_adversarial_loss
+from paradigms.semi_supervised.streams import derive_pseudo_labels, entropy
+from paradigms.semi_supervised.vat import vat, virtual_adversarial_loss
 
 __all__ = [
     "class_thresholds",

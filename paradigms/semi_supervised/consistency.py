@@ -10,8 +10,7 @@ import optax
 from nets.net import Net
 from paradigms.core.ema import follow, slow_copy
 from paradigms.core.learner import Batch, Learner, Metrics, advance, minimise
-from paradigms.core.metrics import Mean
-from paradigms.core.scalars import Scheduled, current
+from paradigms.core.scalars import Scalar, Scheduled, current
 from paradigms.core.state import PyTree, TrainState
 from paradigms.data.augment import Augmentation
 from paradigms.semi_supervised.streams import (
@@ -22,6 +21,7 @@ from paradigms.semi_supervised.streams import (
     live,
     together,
     total,
+    unlabelled_metrics,
 )
 
 
@@ -45,6 +45,7 @@ def pi_model(
     optimizer: optax.GradientTransformation,
     *,
     weight: Scheduled,
+    entropy_weight: Scalar = 0.0,
     augment: Augmentation | None = None,
     input_name: str = "image",
 ) -> Learner:
@@ -60,12 +61,15 @@ def pi_model(
       optimizer: applied to the gradient of the sum of both losses.
       weight: of the `consistency`, a schedule of updates; the paper's rises to 100 by
         `schedules.ramp_up`, where the labelled loss is the mean over labelled examples, as here.
+      entropy_weight: of the entropy of the outputs beside the `consistency`, within `weight`; not
+        of the paper, which trusts in the noise alone to keep the net from being unsure of all.
       augment: `(key, image) -> image`, drawn for each pass.
       input_name: the entry of both parts of the batch, as in `streams`, that goes into the net.
 
     Returns:
-      A learner. `update` reports `loss`, `loss/labelled`, `loss/unlabelled` (the consistency),
-      `weight`, `accuracy` on the labelled part, and norms; `evaluate` is the classifier's.
+      A learner. `update` reports `loss`, `loss/labelled`, `loss/unlabelled` (the consistency, and
+      the entropy by its weight), `entropy`, `weight`, `accuracy` on the labelled part, and norms;
+      `evaluate` is the classifier's.
 
     Raises:
       InputError: when traced, parts of the batch that are missing or do not match.
@@ -81,7 +85,7 @@ def pi_model(
         )
         metrics = {
             **labelled_metrics(first[: len(x)], label),
-            "loss/unlabelled": Mean.of(consistency(first, second)),
+            **unlabelled_metrics(consistency(first, second), first, entropy_weight),
         }
         loss, metrics = total(metrics, current(weight, state.step))
         return loss, (metrics, model_state)
@@ -95,6 +99,7 @@ def mean_teacher(
     *,
     weight: Scheduled,
     decay: Scheduled = 0.999,
+    entropy_weight: Scalar = 0.0,
     augment: Augmentation | None = None,
     input_name: str = "image",
 ) -> Learner:
@@ -110,15 +115,18 @@ def mean_teacher(
       optimizer: applied to the gradient of the sum of both losses.
       weight: of the `consistency`, a schedule of updates; the paper's rises to 100 by
         `schedules.ramp_up`, where the labelled loss is the mean over labelled examples, as here.
+      entropy_weight: of the entropy of the outputs beside the `consistency`, within `weight`; not
+        of the paper, which trusts in the noise alone to keep the net from being unsure of all.
       decay: of the teacher, in [0, 1], or a schedule; the paper's is 0.99 while the weight rises
         and 0.999 thereafter.
       augment: `(key, image) -> image`, drawn for student and teacher each.
       input_name: the entry of both parts of the batch, as in `streams`, that goes into the net.
 
     Returns:
-      A learner. `update` reports `loss`, `loss/labelled`, `loss/unlabelled` (the consistency),
-      `weight`, `accuracy` of the student on the labelled part, and norms; `evaluate` is the
-      classifier's by the teacher, with the student's `student/accuracy`.
+      A learner. `update` reports `loss`, `loss/labelled`, `loss/unlabelled` (the consistency, and
+      the entropy by its weight), `entropy`, `weight`, `accuracy` of the student on the labelled
+      part, and norms; `evaluate` is the classifier's by the teacher, with the student's
+      `student/accuracy`.
 
     Raises:
       InputError: when traced, parts of the batch that are missing or do not match.
@@ -156,7 +164,7 @@ def mean_teacher(
             )
             metrics = {
                 **labelled_metrics(logits[: len(x)], label),
-                "loss/unlabelled": Mean.of(consistency(logits, wanted)),
+                **unlabelled_metrics(consistency(logits, wanted), logits, entropy_weight),
             }
             loss, metrics = total(metrics, current(weight, state.step))
             return loss, (metrics, model_state)

@@ -84,6 +84,25 @@ def labelled_metrics(logits: jax.Array, label: jax.Array) -> Metrics:
     }
 
 
+def entropy(logits: jax.Array) -> jax.Array:
+    """Of the softmax, float32 `[B]`, in nats."""
+    logits = logits.astype(jnp.float32)
+    return -(jax.nn.softmax(logits) * jax.nn.log_softmax(logits)).sum(-1)
+
+
+def unlabelled_metrics(losses: jax.Array, logits: jax.Array, entropy_weight: Scalar) -> Metrics:
+    """`loss/unlabelled`, the mean of losses `[B]` with the weighted entropy of logits `[B, K]`.
+
+    Beside it `entropy`, without its weight. To minimise it is to trust in gaps between the classes
+    (Grandvalet & Bengio 2004).
+    """
+    uncertain = entropy(logits)
+    return {
+        "loss/unlabelled": Mean.of(losses + entropy_weight * uncertain),
+        "entropy": Mean.of(uncertain),
+    }
+
+
 def total(metrics: Metrics, weight: Scalar) -> tuple[jax.Array, Metrics]:
     """The labelled loss and `weight` times the unlabelled one, and the metrics with it."""
     loss = metrics["loss/labelled"].value() + weight * metrics["loss/unlabelled"].value()

@@ -10,7 +10,6 @@ import optax
 from nets.net import Net
 from paradigms.core.errors import InputError
 from paradigms.core.learner import Batch, Learner, minimise
-from paradigms.core.metrics import Mean
 from paradigms.core.scalars import Scalar, Scheduled, current
 from paradigms.core.state import PyTree, TrainState
 from paradigms.data.augment import Augmentation
@@ -21,6 +20,7 @@ from paradigms.semi_supervised.streams import (
     labelled_metrics,
     together,
     total,
+    unlabelled_metrics,
 )
 
 
@@ -62,12 +62,6 @@ def virtual_adversarial_loss(
         gradient = jax.grad(lambda d: divergence(xi * d).sum())(direction)
         direction = _of_length_one(jax.lax.stop_gradient(gradient))
     return divergence(epsilon * direction)
-
-
-def entropy(logits: jax.Array) -> jax.Array:
-    """Of the softmax, float32 `[B]`, in nats."""
-    logits = logits.astype(jnp.float32)
-    return -(jax.nn.softmax(logits) * jax.nn.log_softmax(logits)).sum(-1)
 
 
 def vat(
@@ -138,11 +132,9 @@ def vat(
             iterations=iterations,
             clean=others,
         )
-        uncertain = entropy(others)
         metrics = {
             **labelled_metrics(logits, label),
-            "loss/unlabelled": Mean.of(losses + entropy_weight * uncertain),
-            "entropy": Mean.of(uncertain),
+            **unlabelled_metrics(losses, others, entropy_weight),
         }
         loss, metrics = total(metrics, current(weight, state.step))
         return loss, (metrics, model_state)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from semi_supervised.linear import (
     BATCH,
     KEY,
@@ -35,8 +36,14 @@ def test_consistency_is_the_squared_difference_of_softmaxes():
     assert all((np.asarray(side[0]) != 0).all() for side in pull)
 
 
-def test_pi_model_learns_from_both_passes():
-    learner = pi_model(linear(), SGD, weight=3.0, augment=noisy, input_name="x")
+def entropy_of(logits):
+    return -(jax.nn.softmax(logits) * jax.nn.log_softmax(logits)).sum(-1).mean()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_pi_model_learns_from_both_passes(share):
+    options = {"weight": 3.0, "entropy_weight": share, "augment": noisy, "input_name": "x"}
+    learner = pi_model(linear(), SGD, **options)
     state = learner.init(KEY, BATCH)
     w = state.params["w"]
     got, _, metrics = gradient(learner, BATCH, state)
@@ -45,7 +52,7 @@ def test_pi_model_learns_from_both_passes():
     def loss(w):
         labelled = optax.softmax_cross_entropy_with_integer_labels(first[:4] @ w, LABEL).mean()
         p, q = jax.nn.softmax(first @ w), jax.nn.softmax(second @ w)
-        return labelled + 3 * jnp.square(p - q).mean()
+        return labelled + 3 * (jnp.square(p - q).mean() + share * entropy_of(first @ w))
 
     value, wanted = jax.value_and_grad(loss)(w)
     np.testing.assert_allclose(metrics["loss"].value(), value, rtol=1e-5)
@@ -62,8 +69,10 @@ def test_without_noise_the_pi_model_is_supervised():
     )
 
 
-def test_mean_teacher_by_hand():
-    learner = mean_teacher(linear(), SGD, weight=3.0, decay=0.75, augment=noisy, input_name="x")
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_mean_teacher_by_hand(share):
+    options = {"weight": 3.0, "entropy_weight": share, "augment": noisy, "input_name": "x"}
+    learner = mean_teacher(linear(), SGD, decay=0.75, **options)
     state = learner.init(KEY, BATCH)
     teacher = np.asarray(jax.random.normal(jax.random.key(9), (3, 3)))
     state = state.replace(target={"teacher": {"params": {"w": teacher}, "model_state": {}}})
@@ -74,10 +83,12 @@ def test_mean_teacher_by_hand():
 
     def loss(w):
         labelled = optax.softmax_cross_entropy_with_integer_labels(own[:4] @ w, LABEL).mean()
-        return labelled + 3 * jnp.square(jax.nn.softmax(own @ w) - wanted).mean()
+        differing = jnp.square(jax.nn.softmax(own @ w) - wanted).mean()
+        return labelled + 3 * (differing + share * entropy_of(own @ w))
 
     value, pull = jax.value_and_grad(loss)(w)
     np.testing.assert_allclose(metrics["loss"].value(), value, rtol=1e-5)
+    np.testing.assert_allclose(metrics["entropy"].value(), entropy_of(own @ w), rtol=1e-5)
     np.testing.assert_allclose(got["w"], pull, atol=1e-5)
     followed = 0.75 * teacher + 0.25 * np.asarray(after.params["w"])  # after the step
     np.testing.assert_allclose(after.target["teacher"]["params"]["w"], followed, atol=1e-6)

@@ -46,8 +46,8 @@ METHODS = {
 WEIGHTS = {"weight": (1.0, 4.0)}
 POINTS = {
     "pseudo_label": {**WEIGHTS, "threshold": (0.4, 0.6)},
-    "pi_model": WEIGHTS,
-    "mean_teacher": {**WEIGHTS, "decay": (0.9, 0.5)},
+    "pi_model": {**WEIGHTS, "entropy_weight": (0.0, 1.0)},
+    "mean_teacher": {**WEIGHTS, "decay": (0.9, 0.5), "entropy_weight": (0.0, 1.0)},
     "vat": {**WEIGHTS, "epsilon": (1.0, 0.3), "entropy_weight": (0.5, 1.0)},
     "mixmatch": {**WEIGHTS, "temperature": (0.5, 1.0)},
     "fixmatch": {**WEIGHTS, "threshold": (0.4, 0.6)},
