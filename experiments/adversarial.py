@@ -251,9 +251,10 @@ def train_on_images(
 def image_generator(config: ImageOptions) -> Net:
     """Latents `[B, latent]` to images `[B, 28, 28, 1]` in [-1, 1]."""
     generator = nets.dcgan_generator(width=config.width, hidden=config.hidden)
-    if config.categories:
+    generator = nets.with_precision(generator, config.precision)
+    if config.categories:  # chosen before latents are rounded, which would favour the first
         generator = nets.preprocess(generator, categorical_latents(config.categories))
-    return nets.with_precision(generator, config.precision)
+    return generator
 
 
 def _bytes(samples: np.ndarray) -> np.ndarray:

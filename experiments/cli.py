@@ -58,8 +58,9 @@ class Options:
     precision: Literal["float32", "bfloat16"] = "float32"
     """What the network computes in; parameters, losses and metrics stay float32."""
     accumulate: int = 1
-    """Parts of a batch whose gradients are taken one after the other and averaged, for less memory;
-    what is drawn, and batch norm's statistics, are each part's own."""
+    """Parts of a batch whose gradients are taken one after the other and averaged, for less memory
+    (not of convolutions on a CPU); what is drawn, and batch norm's statistics, are each part's
+    own."""
     remat: bool = False
     """Computes what the blocks of a net computed again for the gradient, in place of keeping it: a
     third more work for less memory, on accelerators (XLA for CPUs keeps it all the same)."""
@@ -212,6 +213,19 @@ def prepare(config: Options) -> None:
 
         jax.config.update("jax_disable_jit", True)
         jax.config.update("jax_debug_nans", True)
+
+
+def check_parts(config: Options, *batch_sizes: int) -> None:
+    """Raises InputError for `--accumulate` where one of several stages has a batch too odd for it.
+
+    `accumulated` finds it too, but of each stage when its turn has come.
+    """
+    for size in batch_sizes:
+        if size % config.accumulate:
+            raise InputError(
+                f"--accumulate {config.accumulate}: a batch of {size} does not divide into as many "
+                "parts; choose a divisor, or another batch size"
+            )
 
 
 def profiled_updates(config: Options) -> tuple[int, int] | None:

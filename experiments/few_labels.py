@@ -243,6 +243,8 @@ def train(
         raise InputError(
             f"--ratio {config.ratio} --batch-size {config.batch_size}: expected at least 1"
         )
+    alone_size = min(config.batch_size, config.labels)
+    cli.check_parts(config, config.batch_size, alone_size)
     draws = [
         data.hide_labels(splits.train, config.labels, seed, balanced=config.balanced)[0]
         for seed in config.seeds
@@ -281,7 +283,7 @@ def train(
             net,
             twin,
             train=labelled,
-            batch_size=min(config.batch_size, config.labels),
+            batch_size=alone_size,
             data_axis=0,
             **common,
         )

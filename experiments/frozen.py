@@ -22,7 +22,7 @@ from paradigms.core.loop import evaluator, fit
 from paradigms.core.metrics import Mean, Means, derive
 from paradigms.core.pictures import draw_classes
 from paradigms.core.state import PyTree, TrainState
-from paradigms.core.transforms import repeated, resident, seeded
+from paradigms.core.transforms import accumulated, repeated, resident, seeded
 from paradigms.data.augment import Augmentation
 from paradigms.data.cache import Data
 from paradigms.self_supervised import knn, linear_probe, logistic_probe
@@ -45,6 +45,7 @@ class FineTuning(NamedTuple):
       learning_rate: after a warm-up over a twentieth of the steps; it falls to 0 by a cosine.
       weight_decay: of the matrices.
       augment: `(key, image) -> image`.
+      accumulate: parts of a minibatch whose gradients are taken in turn.
     """
 
     steps: int
@@ -52,6 +53,7 @@ class FineTuning(NamedTuple):
     learning_rate: float
     weight_decay: float
     augment: Augmentation
+    accumulate: int = 1
 
 
 class Protocol(NamedTuple):
@@ -266,7 +268,7 @@ def _fine_tuner(
         augment=how.augment,
     )
     images = jax.tree.map(jnp.asarray, train)
-    drawn = resident(learner, how.batch_size)
+    drawn = accumulated(resident(learner, how.batch_size), how.accumulate)
     start, evaluate = jax.jit(drawn.init), evaluator(learner, test, batch_size=_CHUNK)
 
     def accuracy(key: jax.Array, weights: Weights) -> float:

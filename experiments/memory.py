@@ -72,7 +72,8 @@ def _report(
 def per_device(config: cli.Options, task: training.Task) -> dict[str, int]:
     """Bytes on each device of `config.mesh` by what takes them, for one update of all runs."""
     mesh = make_mesh(config.mesh)
-    learner = accumulated(task.learner, config.accumulate)
+    # As accelerators have it: written out, as for a CPU, parts would share little memory.
+    learner = accumulated(task.learner, config.accumulate, unroll=False)
     learner = seeded(learner, method="vmap", data_axis=task.data_axis)
     seeds = jnp.zeros(len(config.seeds), jnp.uint32)
     keys = jax.eval_shape(jax.vmap(jax.random.key), seeds)

@@ -98,6 +98,7 @@ def main(config: Config) -> None:
         config.fine_tuning_rate,
         config.weight_decay,
         augment.compose(augment.pad_crop(4), augment.flip()),
+        config.accumulate,
     )
     pictures = joint_embedding.draw_masked(
         encoder, decoder, _encoder(config, nets.mae_attention), **masking

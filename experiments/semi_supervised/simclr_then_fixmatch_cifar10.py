@@ -70,6 +70,7 @@ def _pretraining(config: Config) -> joint_embedding.Cifar:
         data_dir=config.data_dir,
         mesh=config.mesh,
         precision=config.precision,
+        accumulate=config.accumulate,
         debug=config.debug,
     )
 

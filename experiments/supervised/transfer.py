@@ -101,6 +101,7 @@ def main(config: Config) -> None:
             f"--batch-size {config.batch_size} --pretrain-steps {config.pretrain_steps}: expected "
             f"at most the {labels} labels (10 x --labels-per-class), and at least 3 steps"
         )
+    cli.check_parts(config, config.pretrain_batch_size, config.batch_size)
     # All parts go into one directory, whatever their own options.
     config = replace(config, run_dir=training.directory_of(main, config))
     with training.open_run(main, config) as run:

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,20 +20,33 @@ Loss = Callable[[PyTree, TrainState, Any], tuple[jax.Array, tuple[dict[str, Mean
 Gradient = tuple[PyTree, dict[str, Mean], PyTree]
 """Gradients, metrics and the new model state."""
 
-_division: ContextVar[tuple[int, list[int]] | None] = ContextVar("division", default=None)
+
+class _Division(NamedTuple):
+    parts: int
+    unroll: bool | None
+    used: list[bool]
+
+
+_division: ContextVar[_Division | None] = ContextVar("division", default=None)
 
 
 @contextlib.contextmanager
-def in_parts(parts: int) -> Iterator[list[int]]:
+def in_parts(parts: int, unroll: bool | None = None) -> Iterator[list[bool]]:
     """Whatever is traced within takes its `gradient` of so many parts of a batch in turn.
 
+    What was traced before stays as it was: JAX knows a function again, whatever it is traced in.
+
+    Args:
+      parts: of equal size.
+      unroll: see `scan.loop`.
+
     Yields:
-      For each `gradient` since, the rows of a part: empty where a learner takes its own way.
+      An entry for each `gradient` since: none where a learner goes a way of its own.
     """
-    rows: list[int] = []
-    before = _division.set((parts, rows))
+    division = _Division(parts, unroll, [])
+    before = _division.set(division)
     try:
-        yield rows
+        yield division.used
     finally:
         _division.reset(before)
 
@@ -43,8 +56,8 @@ def gradient(loss: Loss, state: TrainState, batch: Any) -> Gradient:
 
     Within `in_parts` it is the mean of the gradients of the parts, each with the weight of its
     `metrics["loss"].count`: that of the undivided batch where the loss is that mean, whatever a
-    `mask` hides. Each part has random numbers of its own; batch statistics pass from one to the
-    next, and metrics are of all parts.
+    `mask` hides. Sums are float32 at least. Each part has random numbers of its own; batch
+    statistics pass from one to the next, and metrics are of all parts.
 
     Raises:
       InputError: the batch does not divide.
@@ -53,9 +66,9 @@ def gradient(loss: Loss, state: TrainState, batch: Any) -> Gradient:
     if division is None:
         grads, (metrics, model_state) = jax.grad(loss, has_aux=True)(state.params, state, batch)
         return grads, metrics, model_state
-    parts, rows = division
+    division.used.append(True)
+    parts = division.parts
     divided = jax.tree.map(lambda leaf: _divide(leaf, parts), batch)
-    rows.append(len(jax.tree.leaves(divided)[0][0]))
 
     def of_part(index: Any, model_state: PyTree, part: Any) -> Gradient:
         # A key of its own, lest every part should be augmented and masked alike.
@@ -64,7 +77,7 @@ def gradient(loss: Loss, state: TrainState, batch: Any) -> Gradient:
         part = constrain_batch(part)
         grads, (metrics, after) = jax.grad(loss, has_aux=True)(state.params, inside, part)
         weight = metrics["loss"].count
-        return jax.tree.map(lambda leaf: leaf * weight.astype(leaf.dtype), grads), metrics, after
+        return jax.tree.map(lambda leaf: leaf * weight, grads), metrics, after
 
     def body(sums: Gradient, numbered: tuple[jax.Array, Any]) -> tuple[Gradient, None]:
         grads, metrics, model_state = sums
@@ -74,11 +87,12 @@ def gradient(loss: Loss, state: TrainState, batch: Any) -> Gradient:
     first = jax.tree.map(lambda leaf: leaf[0], divided)
     shapes = jax.eval_shape(of_part, 0, state.model_state, first)
     zeros: tuple[PyTree, Means] = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes[:2])
-    numbered = jnp.arange(parts), divided
-    (grads, metrics, model_state), _ = loop(body, (*zeros, state.model_state), numbered, parts)
+    start, numbered = (*zeros, state.model_state), (jnp.arange(parts), divided)
+    (sums, metrics, model_state), _ = loop(body, start, numbered, parts, division.unroll)
     count = metrics["loss"].count
     share = 1 / jnp.where(count > 0, count, 1.0)
-    return jax.tree.map(lambda leaf: leaf * share.astype(leaf.dtype), grads), metrics, model_state
+    grads = jax.tree.map(lambda s, leaf: (s * share).astype(leaf.dtype), sums, state.params)
+    return grads, metrics, model_state
 
 
 def _divide(leaf: jax.Array, parts: int) -> jax.Array:
@@ -86,9 +100,10 @@ def _divide(leaf: jax.Array, parts: int) -> jax.Array:
 
     On a mesh each device has rows of every part then, and no part lies on some devices alone.
     """
-    if len(leaf) % parts:
+    rows = len(leaf) if jnp.ndim(leaf) else 1
+    if rows < parts or rows % parts:
         raise InputError(
-            f"a batch of {len(leaf)} does not divide into {parts} parts: "
+            f"a batch of {rows} does not divide into {parts} parts: "
             "choose a divisor, or another batch size"
         )
     return jnp.swapaxes(leaf.reshape(-1, parts, *leaf.shape[1:]), 0, 1)

@@ -51,23 +51,25 @@ def repeated(learner: Learner, n: int, *, unroll: bool | None = None) -> Learner
     return learner._replace(update=update)
 
 
-def accumulated(learner: Learner, parts: int) -> Learner:
+def accumulated(learner: Learner, parts: int, *, unroll: bool | None = None) -> Learner:
     """Takes the gradient of a batch in parts, one after the other, for less memory.
 
     The update is that of the whole batch but for rounding, also where a `mask` leaves the parts
-    uneven, with two differences that this has in every library: what a learner draws (views, noise,
-    dropout) it draws for each part anew, and batch norm sees the part alone and moves its running
-    statistics once for each. `gradients.gradient` has the details.
-
-    It goes outside of what draws the batch (`resident`, `windowed`).
+    uneven, with differences that this has in every library: what a learner draws (views, noise,
+    dropout) it draws for each part anew, examples are mixed within a part, and batch norm sees the
+    part alone and moves its running statistics once for each. See `gradients.gradient`.
 
     Args:
-      learner: made by `minimise`, of a loss that is a mean over examples.
+      learner: whose gradient is one of `minimise`, of a loss that is a mean over examples.
       parts: of equal size; 1 leaves the learner as it is.
+      unroll: whether the loop is written out, as in `repeated`. It is where loops are slow, and
+        then little memory is saved: XLA for CPUs keeps much of several parts.
 
     Raises:
       InputError: fewer than one part; when `update` is traced, a batch that does not divide, or a
-        learner whose gradient is no mean of those of parts: contrasted views, an adversary, worlds.
+        learner that takes its gradient in another way, since it compares examples, or keeps
+        something of the whole batch besides (a teacher's statistics, a codebook, a queue), or has
+        several nets or a world.
     """
     if parts < 1:
         raise InputError(f"accumulated(parts={parts}): expected at least one part")
@@ -75,12 +77,12 @@ def accumulated(learner: Learner, parts: int) -> Learner:
         return learner
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        with in_parts(parts) as taken:
+        with in_parts(parts, unroll) as used:
             state, metrics = learner.update(state, batch)
-        if not taken:
+        if not used:
             raise InputError(
-                f"accumulated(parts={parts}): the gradient of this learner is no mean of the "
-                "gradients of parts of its batch; take smaller batches, or --remat for the memory"
+                f"accumulated(parts={parts}): this learner does not take its gradient in parts, as "
+                "those do whose loss is a mean over examples and all that they learn from"
             )
         return state, metrics
 
@@ -99,7 +101,8 @@ def chunked(learner: Learner, *, unroll: bool | None = None) -> Learner:
 
     def update(state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
         n = jax.tree.leaves(batches)[0].shape[0]
-        return loop(learner.update, state, constrain_batch(batches, axis=1), n, unroll)
+        batches = constrain_batch(batches, axis=1)
+        return loop(lambda state, batch: learner.update(state, batch), state, batches, n, unroll)
 
     return learner._replace(init=init, update=update)
 

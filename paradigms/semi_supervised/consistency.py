@@ -61,8 +61,8 @@ def pi_model(
       optimizer: applied to the gradient of the sum of both losses.
       weight: of the `consistency`, a schedule of updates; the paper's rises to 100 by
         `schedules.ramp_up`, where the labelled loss is the mean over labelled examples, as here.
-      entropy_weight: of the entropy of the outputs beside the `consistency`, within `weight`; not
-        of the paper, which trusts in the noise alone to keep the net from being unsure of all.
+      entropy_weight: of the entropy of the first outputs for all examples, beside the `consistency`
+        and within `weight`; not the paper's. A net that is unsure of everything is consistent too.
       augment: `(key, image) -> image`, drawn for each pass.
       input_name: the entry of both parts of the batch, as in `streams`, that goes into the net.
 
@@ -115,10 +115,10 @@ def mean_teacher(
       optimizer: applied to the gradient of the sum of both losses.
       weight: of the `consistency`, a schedule of updates; the paper's rises to 100 by
         `schedules.ramp_up`, where the labelled loss is the mean over labelled examples, as here.
-      entropy_weight: of the entropy of the outputs beside the `consistency`, within `weight`; not
-        of the paper, which trusts in the noise alone to keep the net from being unsure of all.
       decay: of the teacher, in [0, 1], or a schedule; the paper's is 0.99 while the weight rises
         and 0.999 thereafter.
+      entropy_weight: of the entropy of the student's outputs for all examples, beside the
+        `consistency` and within `weight`; not the paper's, see `pi_model`.
       augment: `(key, image) -> image`, drawn for student and teacher each.
       input_name: the entry of both parts of the batch, as in `streams`, that goes into the net.
 

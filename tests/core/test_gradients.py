@@ -11,7 +11,7 @@ from paradigms.core.errors import InputError
 from paradigms.core.learner import Learner, descend_net, minimise
 from paradigms.core.metrics import Mean, derive
 from paradigms.core.state import TrainState
-from paradigms.core.transforms import accumulated, guarded, repeated, resident, seeded
+from paradigms.core.transforms import accumulated, chunked, guarded, repeated, resident, seeded
 from paradigms.self_supervised import gpt, simclr
 from paradigms.semi_supervised import fixmatch
 from paradigms.supervised import classifier
@@ -128,6 +128,39 @@ def test_it_goes_with_other_transformations():
     close(*states)
 
 
+def test_what_was_traced_whole_and_what_in_parts_do_not_meet():
+    """JAX knows a function again by its identity, whatever it was traced in."""
+    learner, batches = plain(), jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), BATCH)
+    whole, in_parts = chunked(learner, unroll=False), accumulated(chunked(learner, unroll=False), 3)
+    state = whole.init(KEY, batches)
+
+    def loops(learner):
+        return jax.jit(learner.update).lower(state, batches).as_text().count("stablehlo.while")
+
+    assert loops(whole) == 1
+    assert loops(in_parts) == 2
+    assert loops(chunked(learner, unroll=False)) == 1
+
+
+def test_sums_are_float32_where_parameters_are_not():
+    """Counts of parts have more digits than bfloat16."""
+    batch = {"x": jnp.ones(24 * 43)}
+
+    def loss(params, state, batch):
+        mean = Mean.of(params.astype(jnp.float32) * batch["x"])
+        return mean.value(), ({"loss": mean}, ())
+
+    learner = minimise(
+        loss,
+        optax.sgd(1.0),
+        init=lambda key, example: (jnp.zeros((), jnp.bfloat16), ()),
+        evaluate=lambda state, batch, key: {},
+    )
+    state = learner.init(KEY, batch)
+    moved, _ = accumulated(learner, 24).update(state, batch)
+    assert moved.params == -1 and moved.params.dtype == jnp.bfloat16
+
+
 def test_it_needs_less_memory():
     """Of a wide layer's activations an eighth is there at a time, though CPUs keep more of it."""
     net = nets.mlp((512,), 5)
@@ -176,14 +209,17 @@ def test_what_has_no_parts_is_refused(learner):
     learner = accumulated(learner, 2)
     batch = {"x": jnp.ones(4), **BATCH}
     state = jax.eval_shape(learner.init, KEY, batch)
-    with pytest.raises(InputError, match="is no mean of the gradients of parts"):
+    with pytest.raises(InputError, match="this learner does not take its gradient in parts"):
         jax.eval_shape(learner.update, state, batch)
 
 
 def test_numbers_that_make_no_parts_are_refused():
     with pytest.raises(InputError, match=r"accumulated\(parts=0\): expected at least one part"):
         accumulated(plain(), 0)
-    with pytest.raises(InputError, match="a batch of 12 does not divide into 5 parts"):
-        after(accumulated(plain(), 5), BATCH)
+    for parts in (5, 24):
+        with pytest.raises(InputError, match=f"a batch of 12 does not divide into {parts} parts"):
+            after(accumulated(plain(), parts), BATCH)
+    with pytest.raises(InputError, match="a batch of 1 does not divide into 2 parts"):
+        after(accumulated(plain(), 2), {**BATCH, "mask": jnp.ones(())})
     learner = plain()
     assert accumulated(learner, 1) is learner

@@ -5,7 +5,8 @@ import pytest
 
 import nets
 from experiments import cli, tasks, training
-from experiments.supervised import digits_mlp
+from experiments.semi_supervised import pseudo_label_mnist100
+from experiments.supervised import digits_mlp, transfer
 from paradigms.core import optimizers
 from paradigms.core.errors import InputError
 from paradigms.self_supervised import simclr
@@ -40,11 +41,25 @@ def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path):
     contrast = simclr(NET, nets.mlp((), 4), optimizers.sgd(0.1), lambda key, image: image)
     for accumulate, learner, message in (
         (3, None, "a batch of 8 does not divide into 3 parts"),
-        (2, contrast, "the gradient of this learner is no mean of the gradients of parts"),
+        (2, contrast, "this learner does not take its gradient in parts"),
     ):
         with pytest.raises(InputError, match=message):
             train(tmp_path, accumulate, learner)
         assert not (tmp_path / "metrics.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("experiment", "options", "size"),
+    [
+        (transfer, {"batch_size": 50, "pretrain_batch_size": 128}, 50),
+        (pseudo_label_mnist100, {"batch_size": 64, "labels": 30}, 30),
+    ],
+)
+def test_of_several_stages_none_is_begun(experiment, options, size, tmp_path):
+    config = experiment.Config(smoke=True, accumulate=4, run_dir=tmp_path / "run", **options)
+    with pytest.raises(InputError, match=f"--accumulate 4: a batch of {size} does not divide"):
+        experiment.main(config)
+    assert not (tmp_path / "run" / "summary.json").exists()
 
 
 def test_fewer_than_one_part_is_one_line():
