@@ -72,6 +72,7 @@ def together(
     """
     inputs = constrain_batch(jnp.concatenate(parts))
     logits, model_state = net.apply(params, model_state, inputs, key=key, train=True)
+    logits = constrain_batch(logits)  # as the classifier of `paradigms.supervised` does
     ends = np.cumsum([len(part) for part in parts])
     return jnp.split(logits, ends[:-1]), model_state
 

@@ -18,6 +18,7 @@ from paradigms.core.classification import (
 )
 from paradigms.core.errors import InputError
 from paradigms.core.learner import Batch, Learner, Metrics, minimise
+from paradigms.core.mesh import constrain_batch
 from paradigms.core.metrics import Mean
 from paradigms.core.state import TrainState
 from paradigms.data.augment import Augmentation, LabelMixing
@@ -74,6 +75,9 @@ def classifier(
         logits, model_state = net.apply(
             params, state.model_state, inputs, key=state.rng("net"), train=True
         )
+        # Whole rows: of classes that are divided too XLA mixes up the rows of a transformer's
+        # gradients on a mesh of three axes (jax 0.10.2), and the softmax costs more exchanges.
+        logits = constrain_batch(logits)
         _check_logits(logits, label, class_weights)
         losses = cross_entropy(
             logits, label, label_smoothing=label_smoothing, class_weights=class_weights
