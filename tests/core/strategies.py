@@ -117,10 +117,10 @@ GOLDEN = {
     # The norms, the labels, the gradients over `data`; over `model` the one sum of the pair of
     # layers and the one of its gradient. The logits are gathered, eight numbers an example.
     ("perceptron", "data=4,model=2"): (5, 1, 0, 0, 0),
-    # Two a block and pass (attention, MLP) make eight; the norms, the labels, the gradients, and the
-    # sum of the looked-up embeddings; of the softmax, whose classes are divided, maximum and sum.
-    # Where the label stands among the classes is gathered: two numbers an example. Nothing of the
-    # size of a parameter is.
+    # Two a block and pass (attention, MLP) make eight; the norms, the labels, the gradients, and
+    # the sum of the looked-up embeddings; of the softmax, whose classes are divided, maximum and
+    # sum. Where the label stands among the classes is gathered: two numbers an example. Nothing of
+    # the size of a parameter is.
     ("language_model", "data=4,model=2"): (14, 2, 0, 0, 0),
 }
 
