@@ -128,6 +128,7 @@ def embed(
         raise InputError(
             f"a projector or predictor gives {z.shape} for {len(rows)} views: expected [N, D]"
         )
+    z = constrain_batch(z)  # lest a mesh that divides D mix up the gradients of rows
     return z.astype(jnp.float32).reshape(*views.shape[:2], -1), model_state
 
 

@@ -10,6 +10,7 @@ import optax
 from nets.net import Net
 from paradigms.core.errors import InputError
 from paradigms.core.learner import Batch, Learner, Metrics, minimise
+from paradigms.core.mesh import constrain_batch
 from paradigms.core.metrics import Mean
 from paradigms.core.state import TrainState
 from paradigms.data.augment import Augmentation
@@ -82,6 +83,7 @@ def regressor(
         prediction, model_state = net.apply(
             params, state.model_state, inputs, key=state.rng("net"), train=True
         )
+        prediction = constrain_batch(prediction)  # as logits in `classification`
         mean = Mean.of(losses_of(prediction, batch["target"]), batch.get("mask"))
         return mean.value(), ({"loss": mean}, model_state)
 

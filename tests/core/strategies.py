@@ -22,9 +22,9 @@ from paradigms.core.checkpoint import Checkpoints
 from paradigms.core.learner import Learner
 from paradigms.core.transforms import averaged, resident
 from paradigms.reinforcement import interact, ppo
-from paradigms.self_supervised import gpt, simclr
+from paradigms.self_supervised import gpt, mae, simclr
 from paradigms.semi_supervised import fixmatch
-from paradigms.supervised import classifier
+from paradigms.supervised import classifier, regressor
 from paradigms.unsupervised import vae
 
 BATCH, STEPS = 16, 20
@@ -64,6 +64,17 @@ def vision_transformer() -> tuple[Learner, Any]:
     return resident(classifier(net, momentum()), BATCH), IMAGES
 
 
+def numbers_of_images() -> tuple[Learner, Any]:
+    net, data = nets.vit(4, 16, 1, 2, 32, 8), {**IMAGES, "target": numbers(64, 8)}
+    return resident(regressor(net, momentum(), input_name="image"), BATCH), data
+
+
+def masked_patches() -> tuple[Learner, Any]:
+    parts = nets.mae_encoder(4, 16, 1, 2, 32), nets.mae_decoder(4, 1, (2, 2), 16, 1, 2, 32)
+    learner = mae(*parts, momentum(), patch_size=4, mask_ratio=0.5)
+    return resident(learner, BATCH), {"image": IMAGES["image"]}
+
+
 def language_model() -> tuple[Learner, Any]:
     net, _ = nets.gpt(32, layers=2, heads=2, width=16, context=8, bias=True)
     return resident(gpt(net, momentum()), BATCH), TEXT
@@ -97,6 +108,8 @@ LEARNERS = (
     perceptron,
     convolutions,
     vision_transformer,
+    numbers_of_images,
+    masked_patches,
     language_model,
     autoencoder,
     contrast,
