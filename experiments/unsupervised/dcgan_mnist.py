@@ -9,7 +9,7 @@ The learning rates begin as theirs and fall to 0. The aim: the classifier, at le
 scores the samples within 5 % of as many real test images. That score is the formula of Salimans et
 al. 2016 on the classifier's predictions, no inception score.
 
-  python -m experiments.unsupervised.dcgan_mnist                3 seeds, an hour and a quarter on a core
+  python -m experiments.unsupervised.dcgan_mnist                3 seeds, 76 minutes on a core
   python -m experiments.unsupervised.dcgan_mnist --seeds 0      half an hour
 """
 
