@@ -40,7 +40,7 @@ def train(directory, net, remat):
 def test_a_run_learns_the_same(tmp_path, monkeypatch):
     again, remat = [], nn.remat
     monkeypatch.setattr(nn, "remat", lambda function: again.append(function) or remat(function))
-    monkeypatch.setattr(training, "_check_blocks", lambda *_: None)  # which traces them too
+    monkeypatch.setattr(training, "_check_memory_options", lambda *_: None)  # which traces them too
     net = nets.from_linen(Blocks())
     plain = train(tmp_path / "plain", net, remat=False)
     assert not again
