@@ -48,9 +48,9 @@ class Config(agents.Dqn):
     """Fraction of the frames in which it falls from 1."""
 
     def rehearsal(self) -> "Config":
-        """Twenty thousand frames, and larger steps."""
+        """Forty thousand frames, and larger steps."""
         return self.shortened(
-            steps=5000, evaluate_every=2500, capacity=20_000, warm_up=1000, learning_rate=1e-3
+            steps=10_000, evaluate_every=5000, capacity=20_000, warm_up=1000, learning_rate=1e-3
         )
 
 
