@@ -68,6 +68,8 @@ class Mnist(Options):
     dropout: float = 0.0
     noise: float = 0.0
     """Standard deviation of noise on the pixels, which go from 0 to 1."""
+    hidden_noise: float = 0.0
+    """Of noise before each activation, on what batch norm has scaled."""
     decay: float = 0.999
     """Of the moving average of the weights that is evaluated."""
 
@@ -87,7 +89,12 @@ class Mnist(Options):
 def mnist_mlp(config: Mnist) -> Net:
     """uint8 or float32 images `[B, 28, 28, 1]` to logits `[B, 10]`."""
     net = nets.mlp(
-        config.widths, 10, norm="batch", dropout=config.dropout, final_norm=config.final_norm
+        config.widths,
+        10,
+        norm="batch",
+        dropout=config.dropout,
+        final_norm=config.final_norm,
+        noise=config.hidden_noise,
     )
     net = nets.preprocess(net, augment.normalise((0.0,), (1.0,)))
     return nets.with_precision(net, config.precision)

@@ -96,6 +96,19 @@ class StochasticDepth(nn.Module):
         return nn.Dropout(self.rate, broadcast_dims=axes, deterministic=not train)(x)
 
 
+class GaussianNoise(nn.Module):
+    """Adds noise of standard deviation `deviation` to `x` in training; in evaluation nothing."""
+
+    deviation: float
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        """Draws from the same stream of keys as dropout."""
+        if not train or self.deviation == 0:
+            return x
+        return x + self.deviation * jax.random.normal(self.make_rng("dropout"), x.shape, x.dtype)
+
+
 def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
     """Raises ValueError, in one line, for a value that is none of `choices`."""
     if value not in choices:

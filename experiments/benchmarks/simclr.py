@@ -40,7 +40,7 @@ OPERATIONS: dict[str, Augmentation] = {
     "flip": augment.flip(),
     "colour_jitter": colour.colour_jitter(0.4, 0.4, 0.4, 0.1, probability=0.8),
     "grayscale": colour.grayscale(0.2),
-    "views_of_simclr": joint_embedding.cifar_views(),
+    "views_of_simclr": joint_embedding.cifar_views(joint_embedding.Cifar()),
 }
 
 

@@ -48,12 +48,6 @@ class Config(dqn_minatar.Config):
     highest_return: float = 20.0
     """Where the distribution ends, with discounted returns; it begins at minus as much."""
 
-    def rehearsal(self) -> "Config":
-        """Eight thousand frames, and larger steps."""
-        return self.shortened(
-            steps=2000, evaluate_every=1000, capacity=20_000, warm_up=1000, learning_rate=1e-3
-        )
-
 
 def network(config: Config) -> Net:
     """Observations `[B, 10, 10, C]` to values `[B, A]` or logits `[B, A, 51]`."""

@@ -9,7 +9,8 @@ CPU cores, and is held to what it gains over its own features before training.
   python -m experiments.self_supervised.moco_cifar10 --size small --steps 3510    a CPU, 10 epochs
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import nets
 from experiments import cli, joint_embedding
@@ -39,6 +40,10 @@ class Config(joint_embedding.Cifar):
     """Of the key encoder."""
     queue_size: int = 4096
 
+    def rehearsal(self) -> Self:
+        """As the others, with a queue that few updates fill."""
+        return replace(super().rehearsal(), decay=0.9, queue_size=512)
+
 
 def network(config: Config) -> Net:
     """uint8 images `[B, 32, 32, 3]` to representations."""
@@ -51,7 +56,7 @@ def main(config: Config) -> None:
         network(config),
         nets.projector((512,), 128),
         joint_embedding.sgd(config),
-        joint_embedding.cifar_views(),
+        joint_embedding.cifar_views(config),
         queue_size=config.queue_size,
         temperature=config.temperature,
         decay=config.decay,

@@ -48,7 +48,7 @@ def main(config: Config) -> None:
         network(config),
         nets.projector((512,), 128),
         joint_embedding.sgd(config),
-        joint_embedding.cifar_views(),
+        joint_embedding.cifar_views(config),
         temperature=config.temperature,
     )
     joint_embedding.train_cifar(main, config, learner, network(config))

@@ -43,7 +43,7 @@ def main(config: Config) -> None:
     learner = classifier(
         nets.chain(backbone=network(config), head=nets.mlp((), 10)),
         joint_embedding.sgd(config),
-        augment=joint_embedding.cifar_views(),
+        augment=joint_embedding.cifar_views(config),
     )
     joint_embedding.train_cifar(main, config, learner, network(config), sees=("image", "label"))
 

@@ -46,7 +46,7 @@ def main(config: Config) -> None:
         network(config),
         nets.projector((1024, 1024), 1024),
         joint_embedding.sgd(config),
-        joint_embedding.cifar_views(),
+        joint_embedding.cifar_views(config),
     )
     joint_embedding.train_cifar(main, config, learner, network(config))
 

@@ -48,7 +48,7 @@ class Config(few_labels.Cifar):
 
     def rehearsal(self) -> "Config":
         """As the others, with pretraining as short."""
-        return replace(super().rehearsal(), pretrain_steps=20)
+        return replace(super().rehearsal(), pretrain_steps=120)
 
 
 def network(config: Config) -> Net:
@@ -88,7 +88,7 @@ def main(config: Config) -> None:
         backbone,
         nets.projector((512,), 128),
         joint_embedding.sgd(pretraining),
-        joint_embedding.cifar_views(),
+        joint_embedding.cifar_views(pretraining),
     )
     joint_embedding.train_cifar(main, pretraining, learner, backbone, into="simclr")
     weights = load_weights(run.directory / "simclr", backbone)

@@ -83,7 +83,7 @@ def byol(
     Returns:
       A learner with params and model state `{"backbone": ..., "projector": ..., "predictor": ...}`.
       It reports `loss`, in 0 to 8, `diagnostics` of the embeddings (before the predictor; in
-      `evaluate` with the rank), and norms in `update`.
+      `evaluate` all of them), and norms in `update`.
 
     Raises:
       InputError: an option out of its range; and, when traced, a batch of one example, or
@@ -126,7 +126,7 @@ def byol(
         losses = regression_loss(prediction, target[:, ::-1]).sum(1)
         metrics = {
             "loss": Mean.of(losses, mask),
-            **diagnostics(z[:, 0], z[:, 1], mask, rank=not train),
+            **diagnostics(z[:, 0], z[:, 1], mask, full=not train),
         }
         return metrics, ({**model_state, "predictor": of_predictor}, of_teacher)
 

@@ -28,6 +28,8 @@ So 0.1 is a mean cosine of 0.99, between what training leaves, some 0.5 and abov
 equal embeddings. A deep net without normalisation can begin below it.
 """
 
+_ROUNDING = 1e-6  # of the cosine of equal directions
+
 PairLoss = Callable[[jax.Array, jax.Array, jax.Array | None], Metrics]
 """`(first[B, D], second[B, D], mask[B] or None) -> metrics`, of which `loss` is minimised. They go
 before `diagnostics` of the same name."""
@@ -57,8 +59,8 @@ def siamese(
 
     Returns:
       A learner with params and model state `{"backbone": ..., "projector": ...}`. `update` reports
-      what `loss` does, `diagnostics` without the rank, and norms; `evaluate` the loss, with the net
-      out of training, and all `diagnostics`.
+      what `loss` does, `diagnostics` without the last two, and norms; `evaluate` the loss, with the
+      net out of training, and all `diagnostics`.
 
     Raises:
       InputError: when traced, a batch of one example, or embeddings that are not `[B, D]`.
@@ -71,7 +73,7 @@ def siamese(
         views = two_views(augment, fold_name(key, "augment"), batch["image"])
         z, model_state = embed(net, params, state.model_state, views, fold_name(key, "net"), train)
         first, second, mask = z[:, 0], z[:, 1], None if train else batch.get("mask")
-        signs = diagnostics(first, second, mask, rank=not train)
+        signs = diagnostics(first, second, mask, full=not train)
         return {**signs, **loss(first, second, mask)}, model_state
 
     def loss_of(
@@ -172,7 +174,7 @@ def enqueue(queue: dict[str, jax.Array], keys: jax.Array) -> dict[str, jax.Array
 
 
 def diagnostics(
-    first: jax.Array, second: jax.Array, mask: jax.Array | None = None, *, rank: bool = False
+    first: jax.Array, second: jax.Array, mask: jax.Array | None = None, *, full: bool = False
 ) -> Metrics:
     """Whether embeddings spread, or have collapsed; they are not trained by it.
 
@@ -183,7 +185,8 @@ def diagnostics(
       first: embeddings of one view, `[N, D]`.
       second: of the other.
       mask: `[N]` of 0 and 1, which examples there are; all by default.
-      rank: whether to compute the rank, which takes a singular value decomposition.
+      full: whether to compute the last two, which take a singular value decomposition and as many
+        products as there are pairs of examples.
 
     Returns:
       `embedding/std`: the standard deviation of a coordinate, averaged over coordinates, times
@@ -194,6 +197,9 @@ def diagnostics(
       averaged over the views, in -8 to 0 and 0 on collapse (Wang and Isola 2020,
       arXiv:2005.10242, equations 1 and 2, with alpha = t = 2).
       `embedding/rank`: `effective_rank` of the first view.
+      `embedding/retrieval`: the share of examples whose second view is, of all second views, the
+      one nearest to their first, in 1/N to 1. Where several are as near it counts for nothing, as
+      on collapse.
 
     Raises:
       InputError: shapes that differ or have another rank, or one example only.
@@ -222,8 +228,14 @@ def diagnostics(
         "embedding/alignment": Mean.of(jnp.square(unit[0] - unit[1]).sum(-1), weight),
         "embedding/uniformity": Mean.of(jnp.log(potential).mean(), known),
     }
-    if rank:
+    if full:
+        cosine = jnp.matmul(unit[0], unit[1].T, precision="highest")
+        own, others = jnp.diagonal(cosine), (weight > 0) & ~jnp.eye(len(weight), dtype=bool)
+        nearest_other = jnp.where(others, cosine, -jnp.inf).max(1)
         metrics["embedding/rank"] = Mean.of(effective_rank(both[0]), known)
+        metrics["embedding/retrieval"] = Mean.of(
+            own > nearest_other + _ROUNDING, jnp.where(number > 1, weight, 0.0)
+        )
     return metrics
 
 

@@ -93,7 +93,7 @@ def moco(
 
     Returns:
       A learner with params and model state `{"backbone": ..., "projector": ...}`. It reports `loss`
-      in nats, `diagnostics` of the first view's query and its key (in `evaluate` with the rank),
+      in nats, `diagnostics` of the first view's query and its key (in `evaluate` all of them),
       and norms in `update`. `evaluate` compares with the queue as it is.
 
     Raises:
@@ -133,7 +133,7 @@ def moco(
         losses = info_nce(query, keys, state.memory["keys"], temperature).mean(1)
         metrics = {
             "loss": Mean.of(losses, mask),
-            **diagnostics(query[:, 0], keys[:, 0], mask, rank=not train),
+            **diagnostics(query[:, 0], keys[:, 0], mask, full=not train),
         }
         return metrics, (model_state, of_teacher, keys.reshape(-1, keys.shape[-1]))
 

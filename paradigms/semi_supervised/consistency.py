@@ -14,12 +14,12 @@ from paradigms.core.scalars import Scalar, Scheduled, current
 from paradigms.core.state import PyTree, TrainState
 from paradigms.data.augment import Augmentation
 from paradigms.semi_supervised.streams import (
+    alone,
     both_parts,
     classifying,
     evaluate_classes,
     labelled_metrics,
     live,
-    together,
     total,
     unlabelled_metrics,
 )
@@ -51,18 +51,19 @@ def pi_model(
 ) -> Learner:
     """The Pi-model (Laine & Aila 2017, arXiv:1610.02242, algorithm 1).
 
-    Every example, with a label or without, goes through the net twice, with other noise: dropout,
-    and views where there is an `augment`. Both outputs are to agree, and both learn from it. The
-    two go through at once, so that batch norm sees them as one batch. The labelled loss is of the
-    first.
+    Unlabelled examples go through the net twice, with other noise: dropout, and views where there
+    is an `augment`. Both outputs are to agree, and both learn from it. Labelled examples belong
+    among the unlabelled ones too, as `data.hide_labels` leaves them. Every pass has batch
+    statistics of its own, and the running ones are of an unlabelled one, as in `vat` and for its
+    reason.
 
     Args:
       net: gives logits `[B, K]`, and is noisy in training.
       optimizer: applied to the gradient of the sum of both losses.
       weight: of the `consistency`, a schedule of updates; the paper's rises to 100 by
         `schedules.ramp_up`, where the labelled loss is the mean over labelled examples, as here.
-      entropy_weight: of the entropy of the first outputs for all examples, beside the `consistency`
-        and within `weight`; not the paper's. A net that is unsure of everything is consistent too.
+      entropy_weight: of the entropy of the first outputs, beside the `consistency` and within
+        `weight`; not the paper's. A net that is unsure of everything is consistent too.
       augment: `(key, image) -> image`, drawn for each pass.
       input_name: the entry of both parts of the batch, as in `streams`, that goes into the net.
 
@@ -78,13 +79,15 @@ def pi_model(
 
     def loss_of(params: PyTree, state: TrainState, batch: Batch) -> tuple[jax.Array, Any]:
         x, label, u = both_parts("pi_model", batch, input_name)
-        inputs = jnp.concatenate([x, u])
-        views = (view(state.rng("first"), inputs), view(state.rng("second"), inputs))
-        (first, second), model_state = together(
-            net, params, state.model_state, views, state.rng("net")
-        )
+
+        def passed(name: str, inputs: jax.Array) -> tuple[jax.Array, PyTree]:
+            inputs = view(state.rng(f"{name}_view"), inputs)
+            return alone(net, params, state.model_state, inputs, state.rng(f"{name}_net"))
+
+        logits, _ = passed("labelled", x)
+        (first, _), (second, model_state) = passed("first", u), passed("second", u)
         metrics = {
-            **labelled_metrics(first[: len(x)], label),
+            **labelled_metrics(logits, label),
             **unlabelled_metrics(consistency(first, second), first, entropy_weight),
         }
         loss, metrics = total(metrics, current(weight, state.step))
@@ -105,10 +108,10 @@ def mean_teacher(
 ) -> Learner:
     """Mean Teacher (Tarvainen & Valpola 2017, arXiv:1703.01780, section 2).
 
-    The outputs for all examples, with a label or without, are to agree with those of the moving
-    average of the weights, `state.target["teacher"]`, which has noise of its own and no gradient;
-    the average moves after the optimiser's step. Student and teacher normalise by their own
-    batches, of labelled and unlabelled examples together.
+    The outputs for unlabelled examples are to agree with those of the moving average of the
+    weights, `state.target["teacher"]`, which has noise of its own and no gradient; the average
+    moves after the optimiser's step. Labelled examples and batch statistics are as in `pi_model`;
+    the teacher's running ones are of its own passes.
 
     Args:
       net: gives logits `[B, K]`, and is noisy in training.
@@ -117,8 +120,8 @@ def mean_teacher(
         `schedules.ramp_up`, where the labelled loss is the mean over labelled examples, as here.
       decay: of the teacher, in [0, 1], or a schedule; the paper's is 0.99 while the weight rises
         and 0.999 thereafter.
-      entropy_weight: of the entropy of the student's outputs for all examples, beside the
-        `consistency` and within `weight`; not the paper's, see `pi_model`.
+      entropy_weight: of the entropy of the student's unlabelled outputs, beside the `consistency`
+        and within `weight`; not the paper's, see `pi_model`.
       augment: `(key, image) -> image`, drawn for student and teacher each.
       input_name: the entry of both parts of the batch, as in `streams`, that goes into the net.
 
@@ -145,26 +148,25 @@ def mean_teacher(
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         x, label, u = both_parts("mean_teacher", batch, input_name)
-        inputs, teacher = jnp.concatenate([x, u]), state.target["teacher"]
-        (wanted,), of_teacher = together(
+        teacher = state.target["teacher"]
+        wanted, of_teacher = alone(
             net,
             teacher["params"],
             teacher["model_state"],
-            (view(state.rng("teacher_view"), inputs),),
+            view(state.rng("teacher_view"), u),
             state.rng("teacher_net"),
         )
 
         def loss_of(params: PyTree) -> tuple[jax.Array, Any]:
-            (logits,), model_state = together(
-                net,
-                params,
-                state.model_state,
-                (view(state.rng("view"), inputs),),
-                state.rng("net"),
-            )
+            def passed(name: str, inputs: jax.Array) -> tuple[jax.Array, PyTree]:
+                inputs = view(state.rng(f"{name}_view"), inputs)
+                return alone(net, params, state.model_state, inputs, state.rng(f"{name}_net"))
+
+            logits, _ = passed("labelled", x)
+            others, model_state = passed("unlabelled", u)
             metrics = {
-                **labelled_metrics(logits[: len(x)], label),
-                **unlabelled_metrics(consistency(logits, wanted), logits, entropy_weight),
+                **labelled_metrics(logits, label),
+                **unlabelled_metrics(consistency(others, wanted), others, entropy_weight),
             }
             loss, metrics = total(metrics, current(weight, state.step))
             return loss, (metrics, model_state)

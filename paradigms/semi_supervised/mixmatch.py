@@ -16,11 +16,11 @@ from paradigms.core.state import PyTree, TrainState
 from paradigms.data.augment import Augmentation, mix
 from paradigms.data.images import unit
 from paradigms.semi_supervised.streams import (
+    alone,
     both_parts,
     classifying,
     labelled_metrics,
     pseudo_label_metrics,
-    together,
     total,
 )
 
@@ -79,7 +79,7 @@ def mixmatch(
         x, label, u = both_parts("mixmatch", batch, input_name)
         x, u = augment(state.rng("labelled"), x), jnp.tile(u, (views, *[1] * (u.ndim - 1)))
         x, u = unit(x), unit(augment(state.rng("unlabelled"), u))
-        (seen,), _ = together(net, params, state.model_state, (u,), state.rng("guess"))
+        seen, _ = alone(net, params, state.model_state, u, state.rng("guess"))
         seen = jax.nn.softmax(jax.lax.stop_gradient(seen).astype(jnp.float32))
         guess = sharpen(seen.reshape(views, -1, seen.shape[-1]).mean(0), temperature)
 
@@ -92,9 +92,7 @@ def mixmatch(
         inputs, targets = mix(
             jnp.concatenate([x, u]), targets, partner, jnp.maximum(share, 1 - share)
         )
-        (logits,), model_state = together(
-            net, params, state.model_state, (inputs,), state.rng("net")
-        )
+        logits, model_state = alone(net, params, state.model_state, inputs, state.rng("net"))
         error = jnp.square(jax.nn.softmax(logits.astype(jnp.float32)) - targets).mean(-1)
         number = len(x)
         everyone = jnp.ones(len(guess), bool)

@@ -77,6 +77,18 @@ def together(
     return jnp.split(logits, ends[:-1]), model_state
 
 
+def alone(
+    net: Net, params: PyTree, model_state: PyTree, inputs: jax.Array, key: jax.Array
+) -> tuple[jax.Array, PyTree]:
+    """One pass in training mode over one batch, which has its own batch statistics.
+
+    Returns:
+      `(logits[B, K], model_state)`.
+    """
+    (logits,), model_state = together(net, params, model_state, (inputs,), key)
+    return logits, model_state
+
+
 def labelled_metrics(logits: jax.Array, label: jax.Array) -> Metrics:
     """`loss/labelled`, the cross entropy in nats, and `accuracy`, of the labelled part."""
     return {

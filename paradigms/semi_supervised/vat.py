@@ -15,10 +15,10 @@ from paradigms.core.state import PyTree, TrainState
 from paradigms.data.augment import Augmentation
 from paradigms.data.images import unit
 from paradigms.semi_supervised.streams import (
+    alone,
     both_parts,
     classifying,
     labelled_metrics,
-    together,
     total,
     unlabelled_metrics,
 )
@@ -118,8 +118,7 @@ def vat(
         x, u = unit(x), unit(u)
 
         def passed(inputs: jax.Array, key: jax.Array) -> tuple[jax.Array, PyTree]:
-            (output,), after = together(net, params, state.model_state, (inputs,), key)
-            return output, after
+            return alone(net, params, state.model_state, inputs, key)
 
         logits, _ = passed(x, state.rng("labelled_net"))
         others, model_state = passed(u, state.rng("net"))

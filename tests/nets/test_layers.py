@@ -82,6 +82,27 @@ def test_dropout_keeps_the_expectation():
     assert abs(float(drawn.mean() - expected)) < 4 * float(error)
 
 
+def test_noise_comes_before_each_activation_in_training_alone():
+    net, x = nets.mlp((4, 4), 2, noise=0.3, activation=jnp.exp), jnp.zeros((20_000, 3))
+    params, state = net.init(KEY, x)
+    identity = {"kernel": jnp.eye(4, 2), "bias": jnp.zeros(2)}
+    nothing = jax.tree.map(jnp.zeros_like, params)
+    # exp(z) of normal z with deviation 0.3: the mean is exp(0.3^2 / 2), the logarithm z itself.
+    drawn = net.apply({**nothing, "Dense_2": identity}, state, x, key=KEY, train=True)[0]
+    error = np.exp(0.045) * np.sqrt((np.exp(0.09) - 1) / drawn.size)
+    assert abs(float(drawn.mean()) - np.exp(0.045)) < 4 * error
+    assert abs(float(jnp.log(drawn).std()) - 0.3) < 4 * 0.3 / np.sqrt(2 * drawn.size)
+    # In the first layer too: it moves what the second makes of it.
+    second = {"kernel": jnp.eye(4) * 10, "bias": jnp.zeros(4)}
+    moved = net.apply(
+        {**nothing, "Dense_1": second, "Dense_2": identity}, state, x, key=KEY, train=True
+    )[0]
+    assert float(jnp.log(moved).std()) > 10 * 0.3
+    np.testing.assert_array_equal(net.apply({**nothing, "Dense_2": identity}, state, x)[0], 1.0)
+    with pytest.raises(ValueError, match="this net draws"):
+        net.apply(params, state, x, train=True)
+
+
 @pytest.mark.parametrize("size", [8, 7])
 def test_max_pool_is_that_of_flax(size):
     x = jax.random.normal(KEY, (2, size, size, 3))
@@ -117,6 +138,7 @@ def test_gelu_is_exact():
         (lambda: nets.mlp((4,), 2, activation="rely"), "unknown activation 'rely': choose one of"),
         (lambda: nets.mlp((4,), 2, norm="bach"), "unknown norm 'bach': choose one of 'batch'"),
         (lambda: nets.mlp((4,), 2, dropout=1.0), "dropout is a probability of dropping, got 1.0"),
+        (lambda: nets.mlp((4,), 2, noise=-0.1), "noise -0.1 is a standard deviation: choose 0"),
         (lambda: nets.cnn(2, pool="max"), "unknown pool 'max': choose one of 'flatten', 'mean'"),
         (lambda: nets.resnet_cifar(18), "depth 18 is not 6n [+] 2: choose 20"),
         (lambda: nets.resnet_cifar(20, shortcut="C"), "unknown shortcut 'C': choose one of 'A'"),

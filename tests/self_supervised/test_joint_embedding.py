@@ -24,7 +24,7 @@ from paradigms.self_supervised.joint_embedding import (
 )
 
 KEY = jax.random.key(0)
-diagnostics = jax.jit(joint_embedding.diagnostics, static_argnames="rank")
+diagnostics = jax.jit(joint_embedding.diagnostics, static_argnames="full")
 SAME = Net(lambda key, x: ({}, {}), lambda params, state, x, **_: (x, state))
 
 
@@ -113,7 +113,7 @@ def test_the_queue_is_a_ring_after_three_wraps():
 
 
 def test_diagnostics_are_those_of_numpy():
-    first, second = 3 * numbers(0, 7, 4) + 1, numbers(1, 7, 4)
+    first, second = 3 * numbers(0, 7, 4) + 1, numbers(0, 7, 4) + numbers(1, 7, 4)
     u, v = (z / np.linalg.norm(z, axis=1, keepdims=True) for z in (first, second))
     spread = [
         np.log(np.exp(-2 * scipy.spatial.distance.pdist(view, "sqeuclidean")).mean())
@@ -127,20 +127,22 @@ def test_diagnostics_are_those_of_numpy():
         "alignment": np.square(u - v).sum(1).mean(),
         "uniformity": np.mean(spread),
         "rank": np.exp(-(share * np.log(share)).sum()),
+        "retrieval": np.mean((u @ v.T).argmax(1) == np.arange(len(u))),
     }
-    found = values(first, second, rank=True)
+    assert 0 < expected["retrieval"] < 1
+    found = values(first, second, full=True)
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         assert found[name] == pytest.approx(value, rel=1e-5), name
-    assert "rank" not in values(first, second)
+    assert not {"rank", "retrieval"} & set(values(first, second))
 
 
 def test_masked_examples_do_not_exist():
     first, second = numbers(0, 9, 4), numbers(1, 9, 4)
     keep = np.float32([1, 0, 1, 1, 1, 0, 1, 1, 1])
-    expected = diagnostics(first[keep > 0], second[keep > 0], rank=True)
+    expected = diagnostics(first[keep > 0], second[keep > 0], full=True)
     first[1], second[5] = np.nan, 1e9
-    found = diagnostics(first, second, keep, rank=True)
+    found = diagnostics(first, second, keep, full=True)
     for name, mean in found.items():
         assert float(mean.count) == 7, name
         assert float(mean.value()) == pytest.approx(float(expected[name].value()), rel=1e-5), name
@@ -149,26 +151,30 @@ def test_masked_examples_do_not_exist():
         few = diagnostics(first, second, np.float32(np.arange(9) < left + 2) * keep * (left > 0))
         few = {name: mean for name, mean in few.items() if name != "embedding/alignment"}
         if left:
-            few = diagnostics(first[2:4], second[2:4], np.float32([1, 0]), rank=True)
+            few = diagnostics(first[2:4], second[2:4], np.float32([1, 0]), full=True)
             assert few.pop("embedding/alignment").count == 1
         for mean in few.values():
             assert float(mean.total) == float(mean.count) == 0
 
 
 def test_the_signs_of_health_and_of_collapse():
-    healthy = values(numbers(0, 2000, 16), numbers(1, 2000, 16), rank=True)
+    healthy = values(numbers(0, 2000, 16), numbers(1, 2000, 16), full=True)
     assert healthy["std"] == pytest.approx(1, abs=0.01) and healthy["collapsed"] == 0
     # Unrelated directions are at right angles on average; 16 equal singular values.
     assert healthy["alignment"] == pytest.approx(2, abs=0.05)
     assert healthy["rank"] == pytest.approx(16, rel=0.01)
+    close = numbers(0, 200, 16)
+    assert values(close, close + 0.1 * numbers(1, 200, 16), full=True)["retrieval"] > 0.99
     one = np.tile(numbers(2, 1, 16), (20, 1))
     lengths = np.linspace(1, 2, 20, dtype=np.float32)[:, None]
-    dead = values(lengths * one, one, rank=True)
+    dead = values(lengths * one, one, full=True)
     assert dead["collapsed"] == 1 and dead["rank"] == pytest.approx(1, abs=1e-3)
+    assert dead["retrieval"] == 0
     for name in ("std", "alignment", "uniformity"):
         assert dead[name] == pytest.approx(0, abs=1e-6)
-    nothing = values(0 * one, 0 * one, rank=True)
-    assert nothing == {"std": 0, "collapsed": 1, "alignment": 0, "uniformity": 0, "rank": 1}
+    nothing = values(0 * one, 0 * one, full=True)
+    zero = dict.fromkeys(("std", "alignment", "uniformity", "retrieval"), 0)
+    assert nothing == {**zero, "collapsed": 1, "rank": 1}
 
 
 @pytest.mark.parametrize(("std", "flag"), [(0.9 * COLLAPSED, 1), (1.1 * COLLAPSED, 0)])
@@ -196,7 +202,7 @@ def test_effective_rank_of_k_equal_directions_is_k(k):
 
 def test_nothing_is_trained_by_diagnostics():
     slope = jax.grad(
-        lambda z: sum(mean.value() for mean in diagnostics(z, 2 * z, rank=True).values())
+        lambda z: sum(mean.value() for mean in diagnostics(z, 2 * z, full=True).values())
     )(numbers(0, 4, 3))
     np.testing.assert_array_equal(slope, 0)
 

@@ -14,6 +14,7 @@ from semi_supervised.linear import (
     gradient,
     labelled_gradient,
     linear,
+    recorded,
     softmax,
 )
 
@@ -21,7 +22,6 @@ from nets.net import Net
 from paradigms.semi_supervised import consistency, mean_teacher, pi_model
 
 SGD = optax.sgd(1.0)
-ALL = np.concatenate([X, U])
 
 
 def noisy(key, x):
@@ -47,10 +47,11 @@ def test_pi_model_learns_from_both_passes(share):
     state = learner.init(KEY, BATCH)
     w = state.params["w"]
     got, _, metrics = gradient(learner, BATCH, state)
-    first, second = (noisy(state.rng(name), ALL) for name in ("first", "second"))
+    own = noisy(state.rng("labelled_view"), X)
+    first, second = (noisy(state.rng(f"{name}_view"), U) for name in ("first", "second"))
 
     def loss(w):
-        labelled = optax.softmax_cross_entropy_with_integer_labels(first[:4] @ w, LABEL).mean()
+        labelled = optax.softmax_cross_entropy_with_integer_labels(own @ w, LABEL).mean()
         p, q = jax.nn.softmax(first @ w), jax.nn.softmax(second @ w)
         return labelled + 3 * (jnp.square(p - q).mean() + share * entropy_of(first @ w))
 
@@ -69,6 +70,23 @@ def test_without_noise_the_pi_model_is_supervised():
     )
 
 
+@pytest.mark.parametrize("make", [pi_model, mean_teacher])
+def test_parts_do_not_share_batch_statistics(make):
+    """Batch norm of both at once would tell the labelled examples from the others."""
+    calls, views = [], []
+
+    def view(key, x):
+        views.append(key)
+        return x
+
+    learner = make(recorded(linear(), calls), SGD, weight=1.0, augment=view, input_name="x")
+    state = learner.init(KEY, BATCH)
+    with jax.disable_jit():
+        learner.update(state, BATCH)
+    assert sorted(calls) == [len(X), len(U), len(U)]
+    assert len({tuple(jax.random.key_data(key).tolist()) for key in views}) == 3
+
+
 @pytest.mark.parametrize("share", [0.0, 0.5])
 def test_mean_teacher_by_hand(share):
     options = {"weight": 3.0, "entropy_weight": share, "augment": noisy, "input_name": "x"}
@@ -78,11 +96,12 @@ def test_mean_teacher_by_hand(share):
     state = state.replace(target={"teacher": {"params": {"w": teacher}, "model_state": {}}})
     w = np.asarray(state.params["w"])
     got, after, metrics = gradient(learner, BATCH, state)
-    own, other = (np.asarray(noisy(state.rng(n), ALL)) for n in ("view", "teacher_view"))
+    x = np.asarray(noisy(state.rng("labelled_view"), X))
+    own, other = (np.asarray(noisy(state.rng(f"{n}_view"), U)) for n in ("unlabelled", "teacher"))
     wanted = softmax(other @ teacher)
 
     def loss(w):
-        labelled = optax.softmax_cross_entropy_with_integer_labels(own[:4] @ w, LABEL).mean()
+        labelled = optax.softmax_cross_entropy_with_integer_labels(x @ w, LABEL).mean()
         differing = jnp.square(jax.nn.softmax(own @ w) - wanted).mean()
         return labelled + 3 * (differing + share * entropy_of(own @ w))
 
@@ -116,7 +135,7 @@ def test_student_and_teacher_have_noise_of_their_own():
     state = learner.init(KEY, BATCH)
     with jax.disable_jit():
         learner.update(state, BATCH)
-    assert len(set(keys)) == 2
+    assert len(set(keys)) == 3
 
 
 def test_the_decay_may_be_a_schedule_and_evaluation_is_the_teachers():
