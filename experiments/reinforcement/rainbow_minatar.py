@@ -9,7 +9,7 @@ of their own, by gymnax's protocol: minimal actions, none sticky, 1,000 steps to
   python -m experiments.reinforcement.rainbow_minatar --seeds 0 1 2      an hour on two CPU cores
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import optax
@@ -47,6 +47,10 @@ class Config(dqn_minatar.Config):
     """Of the noise at first: what the paper's table advises for noise that is drawn reliably."""
     highest_return: float = 20.0
     """Where the distribution ends, with discounted returns; it begins at minus as much."""
+
+    def rehearsal(self) -> "Config":
+        """Half as many frames as DQN."""
+        return replace(super().rehearsal(), steps=5000, evaluate_every=2500)
 
 
 def network(config: Config) -> Net:

@@ -40,7 +40,7 @@ class Config(joint_embedding.Cifar):
 
     def rehearsal(self) -> Self:
         """Longer than the others: it learns from its own beginnings, which are poor."""
-        return replace(super().rehearsal(), steps=240, evaluate_every=120)
+        return replace(super().rehearsal(), steps=400, evaluate_every=200)
 
 
 def network(config: Config) -> Net:
