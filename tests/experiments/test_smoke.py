@@ -59,7 +59,7 @@ def test_smoke_learns_offline(python, tmp_path, command):
 def _gain(path, name):
     """Whether a run has learnt; None where it has nothing to be judged by."""
     values = defaultdict(lambda: defaultdict(list))
-    for row in csv.DictReader(path.open()):
+    for row in csv.DictReader(path.read_text().splitlines()):
         values[row["name"]][int(row["step"])].append(float(row["value"]))
     # What a masked autoencoder of so few updates has learnt is to fill in, not yet to tell apart.
     gains = {"loss": GAINS["loss"]} if "mae_" in name else GAINS
