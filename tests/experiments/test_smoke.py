@@ -11,8 +11,8 @@ from experiments import catalogue
 # What `make test` rehearses, something of every paradigm; `make test-slow` takes the others.
 QUICK = {
     "reinforcement/ppo_cartpole",
-    "self_supervised/simclr_digits",
-    "semi_supervised/fixmatch_digits",
+    "self_supervised/mae_digits",
+    "semi_supervised/pi_model_mnist100",
     "supervised/digits_mlp",
     "unsupervised/ae_digits",
 }
