@@ -28,7 +28,7 @@ GAINS = {
     "squared_error": -0.05,
     "subspace_distance": -0.5,
     "reconstruction": -0.01,
-    "embedding/retrieval": 0.05,
+    "few_label_probe": 0.015,
     "loss": -0.5,
 }
 BRICK = 1.0  # what one is worth in MinAtar's Breakout
