@@ -10,6 +10,7 @@ minimal actions, none sticky, 1,000 steps to an episode.
 """
 
 from dataclasses import dataclass
+from typing import Self
 
 import nets
 from experiments import agents, cli
@@ -47,7 +48,7 @@ class Config(agents.Dqn):
     exploration: float = 0.1
     """Fraction of the frames in which it falls from 1."""
 
-    def rehearsal(self) -> "Config":
+    def rehearsal(self) -> Self:
         """Forty thousand frames, and larger steps."""
         return self.shortened(
             steps=10_000, evaluate_every=5000, capacity=20_000, warm_up=1000, learning_rate=1e-3

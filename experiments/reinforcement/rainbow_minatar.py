@@ -10,7 +10,7 @@ of their own, by gymnax's protocol: minimal actions, none sticky, 1,000 steps to
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import optax
 
@@ -48,7 +48,7 @@ class Config(dqn_minatar.Config):
     highest_return: float = 20.0
     """Where the distribution ends, with discounted returns; it begins at minus as much."""
 
-    def rehearsal(self) -> "Config":
+    def rehearsal(self) -> Self:
         """Half as many frames as DQN."""
         return replace(super().rehearsal(), steps=5000, evaluate_every=2500)
 
