@@ -29,7 +29,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -387,6 +387,8 @@ def inject(config: Config, options: Sequence[str]) -> list[Outcome]:
                 except InputError as error:
                     print(f"{fault}: left out, {error}", flush=True)
                     break
+                # Where the scratch directory lay is nobody's business in a table that is kept.
+                outcome = replace(outcome, note=outcome.note.replace(f"{scratch}/", ""))
                 outcomes.append(outcome)
                 end = "as in peace" if outcome.survived else "LOST"
                 print(f"{fault:10} {end:12} {outcome.note}", flush=True)

@@ -1,40 +1,47 @@
 """What the fault injector found, read from its result files: a table of README.md."""
 
 import json
+from collections import Counter, defaultdict
+from typing import get_args
 
 from experiments.catalogue import RESULTS
+from experiments.faults import Fault
 from paradigms.core.errors import InputError
 
 FOLDER = RESULTS / "faults"
 
-_HEADER = (
-    "experiment",
-    "fault",
-    "struck",
-    "ended as in peace",
-    "most logged updates done twice",  # and those since the last evaluation, which logs them
-    "commit",
-)
-
 
 def markdown() -> str:
-    """The table: what did not survive first.
+    """The table: one row for each experiment, those that lost something first.
 
     Raises:
       InputError: a result file is not one of `experiments.faults`.
     """
-    lost: list[tuple[str, ...]] = []
-    survived: list[tuple[str, ...]] = []
+    struck: dict[str, Counter[str]] = defaultdict(Counter)
+    survived: dict[str, Counter[str]] = defaultdict(Counter)
+    twice: Counter[str] = Counter()
+    commits: dict[str, list[str]] = defaultdict(list)
     for path in sorted(FOLDER.glob("*.json")):
         try:
             results = json.loads(path.read_text())
-            commit = (results["environment"]["commit"] or "unknown")[:9]
+            name = results["experiment"]
+            commits[name].append((results["environment"]["commit"] or "unknown")[:9])
             for fault, row in results["faults"].items():
-                twice = "" if row["most_lost"] is None else str(row["most_lost"])
-                counts = (str(row["strikes"]), str(row["survived"]), twice)
-                rows = survived if row["survived"] == row["strikes"] else lost
-                rows.append((results["experiment"], fault, *counts, commit))
+                struck[name][fault] += row["strikes"]
+                survived[name][fault] += row["survived"]
+            twice[name] = max(twice[name], results["faults"].get("kill", {}).get("most_lost") or 0)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{path} is damaged: run the fault injector again") from error
-    table = [_HEADER, ("-",) * len(_HEADER), *lost, *survived]
+
+    faults = get_args(Fault)
+    # Those since the last evaluation, which logs them, come to these.
+    header = ("experiment", *faults, "most logged updates done twice after a kill", "commits")
+    rows = []
+    for name in sorted(struck, key=lambda name: (struck[name] == survived[name], name)):
+        cells = [
+            f"{survived[name][fault]} of {struck[name][fault]}" if struck[name][fault] else ""
+            for fault in faults
+        ]
+        rows.append((name, *cells, str(twice[name]), ", ".join(commits[name])))
+    table = [header, ("-",) * len(header), *rows]
     return "".join(f"| {' | '.join(row)} |\n" for row in table)

@@ -291,17 +291,27 @@ def test_speeds_below_their_aim_come_first(tmp_path, monkeypatch):
 def test_what_did_not_survive_comes_first(tmp_path, monkeypatch):
     monkeypatch.setattr(survival, "FOLDER", tmp_path)
 
-    def put(name, **faults):
-        results = {"experiment": name, "faults": faults, "environment": {"commit": "0123456789a"}}
-        (tmp_path / f"{name}.json").write_text(json.dumps(results))
+    def put(file, name, commit, **faults):
+        results = {"experiment": name, "faults": faults, "environment": {"commit": commit}}
+        (tmp_path / f"{file}.json").write_text(json.dumps(results))
 
-    put("digits_mlp", kill={"strikes": 40, "survived": 40, "most_lost": 20})
-    whole = {"strikes": 3, "survived": 3, "most_lost": None}
-    put("ppo_cartpole", flip=whole, kill={"strikes": 40, "survived": 39, "most_lost": 5})
-    assert rows(survival.markdown()) == [
-        ["ppo_cartpole", "kill", "40", "39", "5", "012345678"],
-        ["digits_mlp", "kill", "40", "40", "20", "012345678"],
-        ["ppo_cartpole", "flip", "3", "3", "", "012345678"],
+    whole = {"strikes": 3, "survived": 3, "most_lost": 50}
+    kills = {"strikes": 40, "survived": 40, "most_lost": 20}
+    put("digits_mlp", "digits_mlp", "0123456789a", kill=kills)
+    put(
+        "ppo_again",
+        "ppo_cartpole",
+        "abcdefghijk",
+        flip={"strikes": 2, "survived": 1, "most_lost": None},
+        kill={"strikes": 5, "survived": 5, "most_lost": 1},
+    )
+    put("ppo_cartpole", "ppo_cartpole", "0123456789a", flip=whole, kill=kills)
+    header, _, *found = survival.markdown().splitlines()
+    assert header.startswith("| experiment | kill | sigterm | flip | ")
+    cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in found]
+    assert [row[:4] + row[-2:] for row in cells] == [
+        ["ppo_cartpole", "45 of 45", "", "4 of 5", "20", "abcdefghi, 012345678"],
+        ["digits_mlp", "40 of 40", "", "", "20", "012345678"],
     ]
     for damaged in ("", "[]", "{}"):
         (tmp_path / "digits_mlp.json").write_text(damaged)
