@@ -25,6 +25,8 @@ PUBLISHED = {
 class Config(few_labels.Mnist):
     """Options of this experiment."""
 
+    steps: int = 4000
+    evaluate_every: int = 400
     dropout: float = 0.5
     final_norm: bool = True
     unlabelled_weight: float = 3.0
