@@ -58,6 +58,9 @@ def train(
 
     Returns:
       The summary, as in `summary.json`.
+
+    Raises:
+      Stopped: the process was asked to stop.
     """
     trackers.check(config)
     started = environment()  # before hours pass in which the source may change
@@ -68,7 +71,14 @@ def train(
         started["device_count"] = 1 if mesh is None else mesh.size
         with jax.set_mesh(mesh) if mesh is not None else contextlib.nullcontext():
             kept = directory_of(main, config) / part
-            return _train(run, kept, config, task, mesh, started, stop)
+            summary = _train(run, kept, config, task, mesh, started, stop)
+        # Asked when there was no update left to stop before: no other part may begin.
+        if stop.received is not None:
+            raise Stopped(
+                f"{stop.received} as {run.directory} was finished: if anything comes after it, "
+                "the same command goes on with that"
+            )
+        return summary
 
 
 def directory_of(main: Callable[..., Any], config: cli.Options) -> Path:

@@ -47,6 +47,20 @@ runpy.run_module("experiments.supervised.digits_mlp", run_name="__main__", alter
 """
 
 # Asks its own process to stop once so many updates are done, of five to a dispatch.
+ASKED_WHILE_FINISHING = """
+import os, runpy, signal
+from experiments import training
+
+draw = training.draw_curves
+
+def draw_and_ask(*arguments):
+    draw(*arguments)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+training.draw_curves = draw_and_ask
+runpy.run_module("experiments.supervised.digits_mlp", run_name="__main__", alter_sys=True)
+"""
+
 STOPPED = """
 import os, runpy, signal, sys
 from experiments import training
@@ -117,6 +131,17 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on(python, short, finished, 
     never = python("-c", STOPPED, "SIGTERM", -1, *short, "--run-dir", whole)
     assert never.returncode == 0, never.stderr
     assert (directory / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
+
+
+def test_a_request_while_the_run_is_finished_is_not_forgotten(python, short, tmp_path):
+    """FixMatch's twin, for instance, was trained to its end before the process left."""
+    command = [*short, "--run-dir", tmp_path]
+    stopped = python("-c", ASKED_WHILE_FINISHING, *command)
+    assert stopped.returncode == 75, stopped.stderr
+    line = stopped.stderr.splitlines()[-1]
+    assert line.startswith(f"stopped: SIGTERM as {tmp_path} was finished: if anything comes after")
+    again = python("-m", "experiments.supervised.digits_mlp", *command)
+    assert again.returncode == 0 and "is finished" in again.stdout
 
 
 def test_a_run_that_is_stuck_ends_with_its_checkpoint_as_it_was(python, short, tmp_path):
