@@ -198,7 +198,7 @@ def diagnostics(
       arXiv:2005.10242, equations 1 and 2, with alpha = t = 2).
       `embedding/rank`: `effective_rank` of the first view.
       `embedding/retrieval`: the share of examples whose second view is, of all second views, the
-      one nearest to their first, in 1/N to 1. Where several are as near it counts for nothing, as
+      one nearest to their first, in 0 to 1. Where several are as near it counts for nothing, as
       on collapse.
 
     Raises:
