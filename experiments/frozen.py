@@ -122,12 +122,13 @@ def task(
         return {name: images[name] for name in sees}
 
     features, drawn = _extractor(net), resident(learner, batch_size)
+    evaluated, size = seeded(learner), tasks.judged_at_once(validation, test)
 
     def weights_of(state: TrainState, run: int) -> Weights:
         return jax.tree.map(lambda leaf: leaf[run], weights(state))
 
     def judge(held_out: Data, score: Callable[[TrainState, int], Scores]) -> Judge:
-        evaluate = evaluator(seeded(learner), seen_of(held_out), batch_size=_CHUNK)
+        evaluate = evaluator(evaluated, seen_of(held_out), batch_size=size)
 
         def judged(state: TrainState, key: jax.Array) -> Metrics:
             metrics = dict(evaluate(state, key))
@@ -248,9 +249,9 @@ def _extractor(net: Net) -> Callable[[Weights], Callable[[Data], np.ndarray]]:
     def features(weights: Weights) -> Callable[[Data], np.ndarray]:
         def of(images: Data) -> np.ndarray:
             image = images["image"]
-            starts = range(0, len(image), _CHUNK)
-            parts = [np.asarray(apply(weights, image[i : i + _CHUNK])) for i in starts]
-            return np.concatenate(parts)
+            # Begun anew with where they do not fill the last, lest each size be compiled.
+            rows = np.arange(-(-len(image) // _CHUNK) * _CHUNK).reshape(-1, _CHUNK) % len(image)
+            return np.concatenate([apply(weights, image[part]) for part in rows])[: len(image)]
 
         return of
 

@@ -88,9 +88,10 @@ def labelled(
       **options: other fields of `Task`.
     """
     image = test[input_name]
+    judged, size = seeded(learner), judged_at_once(validation or test, test)
 
     def judge(data: Arrays) -> Callable[[], Judge]:
-        return lambda: evaluator(seeded(learner), data, batch_size=500)
+        return lambda: evaluator(judged, data, batch_size=size)
 
     return Task(
         net=net,
@@ -102,6 +103,11 @@ def labelled(
         test=judge(test),
         **options,
     )
+
+
+def judged_at_once(*held_out: Arrays) -> int:
+    """Examples in a batch to judge by: of one shape for all sets, so that it compiles once."""
+    return min(500, max(100, min(len(next(iter(data.values()))) for data in held_out)))
 
 
 def living(

@@ -81,9 +81,11 @@ def task(
       **options: other fields of `Task`.
     """
 
+    judged = seeded(learner)
+
     def judge(stream: np.ndarray) -> Callable[[], Judge]:
         rows = {"tokens": tokens.windows(stream, length)}
-        return lambda: evaluator(seeded(learner), rows, batch_size=128)
+        return lambda: evaluator(judged, rows, batch_size=128)
 
     return Task(
         net=net,

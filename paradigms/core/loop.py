@@ -211,8 +211,8 @@ def evaluator(
     """Compiles the evaluation of a whole data set, which is kept on the device.
 
     The last batch is padded with copies of row 0 and a `mask` of zeros, so that every example
-    counts once and there is one shape to compile. On a mesh each device keeps its share of every
-    batch, whose size is rounded up to what divides.
+    counts once and there is one shape to compile, which sets that have it share for one learner. On
+    a mesh each device keeps its share of every batch, whose size is rounded up to what divides.
 
     Args:
       learner: its `evaluate` must honour `mask`, float32 `[B]`.
@@ -233,22 +233,20 @@ def evaluator(
     batch_size = -(-min(batch_size, size) // shards) * shards
     batches = -(-size // batch_size)
     index = np.arange(batches * batch_size).reshape(batches, batch_size)
-    mask = jnp.asarray(index < size, jnp.float32)
-    index = np.where(index < size, index, 0)
-    padded = {name: jnp.asarray(np.asarray(array)[index]) for name, array in data.items()}
-    padded["mask"] = mask * padded.get("mask", 1.0)
-    if shards > 1:
-        padded = shard_batch(padded, mesh, axis=1)
+    rows = np.where(index < size, index, 0)
 
-    @jax.jit
-    def one(state: TrainState, data: Batch, i: jax.Array, key: jax.Array) -> Metrics:
-        batch = jax.tree.map(lambda leaf: leaf[i], data)
-        return learner.evaluate(state, batch, jax.random.fold_in(key, i))
+    def batch_of(i: int) -> Batch:
+        batch = {name: jnp.asarray(np.asarray(array)[rows[i]]) for name, array in data.items()}
+        batch["mask"] = jnp.asarray(index[i] < size, jnp.float32) * batch.get("mask", 1.0)
+        return shard_batch(batch, mesh) if shards > 1 else batch
+
+    kept = [batch_of(i) for i in range(batches)]
+    one = jax.jit(learner.evaluate)
 
     def evaluate(state: TrainState, key: jax.Array) -> Metrics:
         total: Metrics = {}
-        for i in range(batches):
-            total = metrics_lib.add(total, one(state, padded, jnp.int32(i), key))
+        for i, batch in enumerate(kept):
+            total = metrics_lib.add(total, one(state, batch, jax.random.fold_in(key, i)))
         return jax.device_get(total)
 
     return evaluate

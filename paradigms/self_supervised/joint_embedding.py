@@ -96,8 +96,9 @@ def two_views(augment: Augmentation, key: jax.Array, image: jax.Array) -> jax.Ar
 
     On a mesh they are divided by examples, so the views of one lie on one device.
     """
-    views = [constrain_batch(augment(key, image)) for key in jax.random.split(key)]
-    return jnp.stack(views, axis=1)
+    # A loop, since long augmentations take as long to compile as the net does.
+    views = jax.lax.map(lambda key: constrain_batch(augment(key, image)), jax.random.split(key))
+    return jnp.moveaxis(views, 0, 1)
 
 
 def embed(

@@ -160,6 +160,9 @@ def test_fit_resumes_to_the_last_bit(by_hand, tmp_path):
 
 def test_fit_compiles_once(compilations):
     seen = []
+    # Once before, for the check of a finite state, which is compiled once for every structure.
+    checked = [Every(1, lambda *_: None)]
+    fit(repeated(RESIDENT, 1), fresh(), resident_data, steps=1, callbacks=checked)
     state = fresh()
     compilations.clear()
     fit(
@@ -589,6 +592,15 @@ def test_evaluation_compiles_once(compilations):
     compilations.clear()
     evaluate(jnp.zeros(()), KEY)
     assert not compilations
+
+
+def test_sets_of_one_batch_size_share_what_is_compiled(compilations):
+    learner = mean_learner()
+    evaluator(learner, {"x": np.ones(5)}, 4)(jnp.ones(()), KEY)
+    compilations.clear()
+    metrics = evaluator(learner, {"x": np.full(11, 3.0)}, 4)(jnp.ones(()), KEY)
+    assert not compilations
+    assert metrics["loss"].value() == 3
 
 
 def test_evaluation_bakes_in_no_data():
