@@ -1,9 +1,8 @@
 """VAT learns MNIST from 100 labels, by a net to which pixels have no order.
 
-Miyato et al. 2018 have an error of 1.36 %. The aim is 2.5 %, in fewer updates of a narrower net
-that has as many layers; the entropy of its outputs falls with the divergence, its logits have batch
-norm, and its hidden layers have noise. The twin is a classifier of the same 100 images under the
-same noise.
+Miyato et al. 2018 have an error of 1.36 %. The aim is 2.5 %, in fewer updates of a narrower net;
+the entropy of its outputs falls with the divergence, its logits have batch norm, and its hidden
+layers have noise. The twin is a classifier of the same 100 images under the same noise.
 
   python -m experiments.semi_supervised.vat_mnist100        5 draws, on a CPU
 """
