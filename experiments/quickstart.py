@@ -1,19 +1,25 @@
-"""Five ways of learning through one loop, in minutes on two CPU cores. The job of `make run`.
+"""Five ways of learning through one loop, in two minutes on two CPU cores. The job of `make run`.
 
 A classifier, a variational autoencoder, SimCLR and FixMatch learn scikit-learn's 8x8 digits, and
-PPO balances a pole: five experiments of this folder, cut short. Each is judged on data, or in
-worlds, that it has not learnt from: before on validation data, after on test data. runs/quickstart
-has `summary.json`, `quickstart.png` and a run directory for each; run again, it resumes.
+PPO balances a pole: five experiments of this folder, cut short, two at a time on a CPU. Each is
+judged on data, or in worlds, that it has not learnt from: before on validation data, after on test
+data. runs/quickstart has `summary.json`, `quickstart.png` and a run directory for each; run again,
+it resumes.
 
   python -m experiments.quickstart
 """
 
 import contextlib
-import io
 import json
+import os
+import re
+import subprocess
+import sys
+import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,18 +28,17 @@ import numpy as np
 
 from experiments import cli, frozen, images
 from experiments.prediction import load
-from experiments.reinforcement import ppo_cartpole
 from experiments.report import print_table
-from experiments.self_supervised import simclr_digits
-from experiments.semi_supervised import fixmatch_digits
-from experiments.supervised import digits_mlp
-from experiments.unsupervised import vae_digits
 from paradigms import data
-from paradigms.core.errors import InputError
+from paradigms.core.errors import InputError, NonFiniteError, Stopped
+from paradigms.core.progress import bars
 from paradigms.core.provenance import environment
 from paradigms.core.record import read_metrics, read_summary, write_whole
+from paradigms.core.signals import EXIT_STATUS, StopRequest
 
 _PICTURED = 500  # test digits whose features are drawn
+_STEP = re.compile(r"step (\d+)/(\d+)  (\S+ steps/s)  (.*)")  # as `Progress` reports in a log
+_ERRORS = {2: InputError, 3: NonFiniteError, EXIT_STATUS: Stopped}
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,8 @@ class Config:
     """Of all five."""
     run_dir: Path = Path("runs/quickstart")
     """Where everything goes."""
+    at_once: int | None = None
+    """How many train side by side; by default two on a CPU, else one."""
 
 
 class Part(NamedTuple):
@@ -55,8 +62,8 @@ class Part(NamedTuple):
       metric: what is told of it, as its summary calls it.
       unit: of the metric.
       aim: what every seed is to reach; for FixMatch by so much more than without unlabelled digits.
-      main: of the experiment.
-      config: its options.
+      experiment: the module that trains it.
+      options: on its command line.
     """
 
     paradigm: str
@@ -64,77 +71,109 @@ class Part(NamedTuple):
     metric: str
     unit: str
     aim: float
-    main: Callable[[Any], None]
-    config: cli.Options
+    experiment: str
+    options: str
 
 
-def parts(config: Config) -> list[Part]:
-    """The five, in the order in which they run."""
-    found = [
-        Part(
-            "supervised",
-            "classifier",
-            "accuracy",
-            "of digits right",
-            0.96,
-            digits_mlp.main,
-            digits_mlp.Config(steps=1000),
-        ),
-        Part(
-            "unsupervised",
-            "VAE",
-            "log_likelihood",
-            "nats",
-            -20.0,
-            vae_digits.main,
-            vae_digits.Config(steps=4000, evaluate_every=1000),
-        ),
-        Part(
-            "self_supervised",
-            "SimCLR",
-            "few_label_probe",
-            "right by a probe with 40 labels",
-            0.844,  # what pixels give
-            simclr_digits.main,
-            simclr_digits.Config(steps=195, evaluate_every=65),
-        ),
-        Part(
-            "semi_supervised",
-            "FixMatch",
-            "accuracy",
-            "right after 40 labels",
-            0.05,
-            fixmatch_digits.main,
-            fixmatch_digits.Config(
-                steps=1500, evaluate_every=250, convolutional=False, learning_rate=0.1
-            ),
-        ),
-        Part(
-            "reinforcement",
-            "PPO",
-            "return",
-            "steps of at most 500",
-            450.0,
-            ppo_cartpole.main,
-            ppo_cartpole.Config(steps=480, evaluate_every=40, learning_rate=1e-3),
-        ),
-    ]
-    return [
-        part._replace(
-            config=replace(
-                part.config, seeds=(config.seed,), run_dir=config.run_dir / part.paradigm
+PARTS = (
+    Part(
+        "supervised",
+        "classifier",
+        "accuracy",
+        "of digits right",
+        0.96,
+        "digits_mlp",
+        "--steps 1000",
+    ),
+    Part(
+        "unsupervised",
+        "VAE",
+        "log_likelihood",
+        "nats",
+        -20.0,
+        "vae_digits",
+        "--steps 4000 --evaluate-every 1000",
+    ),
+    Part(
+        "self_supervised",
+        "SimCLR",
+        "few_label_probe",
+        "right by a probe with 40 labels",
+        0.844,  # what pixels give
+        "simclr_digits",
+        "--steps 195 --evaluate-every 65",
+    ),
+    Part(
+        "semi_supervised",
+        "FixMatch",
+        "accuracy",
+        "right after 40 labels",
+        0.05,
+        "fixmatch_digits",
+        "--steps 1500 --evaluate-every 250 --no-convolutional --learning-rate 0.1",
+    ),
+    Part(
+        "reinforcement",
+        "PPO",
+        "return",
+        "steps of at most 500",
+        450.0,
+        "ppo_cartpole",
+        "--steps 480 --evaluate-every 40 --learning-rate 1e-3",
+    ),
+)
+
+
+class Children:
+    """Processes that end, each in a state that can be gone on from, when they are asked to."""
+
+    def __init__(self) -> None:
+        self._running: set[subprocess.Popen[str]] = set()
+        self._lock = threading.Lock()
+        self._stopped = False
+
+    def lines(self, command: Sequence[str]) -> Iterator[str]:
+        """What a command says, as it says it.
+
+        Raises:
+          InputError, NonFiniteError, Stopped: what it ended with, as its last line has it.
+          RuntimeError: it ended otherwise.
+        """
+        with self._lock:
+            if self._stopped:
+                return
+            process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
             )
-        )
-        for part in found
-    ]
+            self._running.add(process)
+        last = ""
+        with process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                last = line.strip() or last
+                yield line.rstrip()
+        with self._lock:
+            self._running.discard(process)
+        if process.returncode:
+            kind = _ERRORS.get(process.returncode, RuntimeError)
+            raise kind(re.sub("^(error|stopped): ", "", last))
+
+    def stop(self) -> None:
+        """Asks all of them to leave, and lets no other begin."""
+        with self._lock:
+            self._stopped = True
+            for process in self._running:
+                process.terminate()
 
 
 def main(config: Config) -> None:
-    """Trains the five, one after the other; ends with a table and a picture."""
+    """Trains the five; ends with a table and a picture."""
     if not 0 <= config.seed < 2**32:
         raise InputError(f"--seed {config.seed}: expected a number from 0 to 2**32 - 1")
+    if config.at_once is not None and config.at_once < 1:
+        raise InputError(f"--at-once {config.at_once}: expected at least 1")
     started = environment()
-    rows = [_row(part) for part in parts(config)]
+    rows = train(config)
     print_table(
         ("paradigm", "learner", "metric", "before", "after", "seconds"),
         [
@@ -152,15 +191,71 @@ def main(config: Config) -> None:
     print(picture)
 
 
-def _row(part: Part) -> dict[str, Any]:
+def train(config: Config) -> list[dict[str, Any]]:
+    """Trains every part in a process of its own, and what is told of each, in their order.
+
+    Raises:
+      Stopped: it was asked to leave; all parts are saved.
+      InputError, NonFiniteError: what ended a part; the others are saved.
+    """
+    children, display = Children(), bars()
+    with (
+        StopRequest() as stop,
+        display or contextlib.nullcontext(),
+        ThreadPoolExecutor(config.at_once or _usual_number()) as pool,
+    ):
+        # The longest are among the last.
+        futures = {
+            part: pool.submit(_row, part, config, children, _reporter(part, display))
+            for part in reversed(PARTS)
+        }
+        try:
+            running = set(futures.values())
+            while running and not stop:
+                done, running = wait(running, timeout=0.2, return_when=FIRST_EXCEPTION)
+                for future in done:
+                    future.result()
+        finally:
+            children.stop()
+    if stop:
+        raise Stopped(f"{stop.received}: what was trained is saved, and the same command goes on")
+    return [futures[part].result() for part in PARTS]
+
+
+def _usual_number() -> int:
+    """Two processes share a CPU well, but not an accelerator, which this process must not hold."""
+    asked = [sys.executable, "-c", "import jax; print(jax.default_backend())"]
+    backend = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+    return 2 if backend == "cpu" and (os.cpu_count() or 1) > 1 else 1
+
+
+def _reporter(part: Part, display: Any) -> Callable[[str], None]:
+    """Takes what a part says: moves its bar, or prints the line where there is no terminal."""
+    if display is None:
+        return lambda line: print(f"{part.learner}: {line}", file=sys.stderr, flush=True)
+    task = display.add_task(part.learner, total=None, rate="", shown="")
+
+    def report(line: str) -> None:
+        found = _STEP.match(line)
+        assert found is not None
+        step, total, rate, shown = found.groups()
+        display.update(task, completed=int(step), total=int(total), rate=rate, shown=shown)
+
+    return report
+
+
+def _row(
+    part: Part, config: Config, children: Children, report: Callable[[str], None]
+) -> dict[str, Any]:
     """Trains one part, and what is told of it."""
-    directory = part.config.run_dir
-    assert directory is not None
-    begin = time.perf_counter()
-    print(f"{part.paradigm}: {part.learner}", flush=True)
-    with contextlib.redirect_stdout(io.StringIO()) as said:  # one table is enough
-        part.main(part.config)
-    trained = "is finished:" not in said.getvalue()
+    directory = config.run_dir / part.paradigm
+    command = [sys.executable, "-m", f"experiments.{part.paradigm}.{part.experiment}"]
+    command += [*part.options.split(), "--seeds", str(config.seed), "--run-dir", str(directory)]
+    begin, trained = time.perf_counter(), True
+    for line in children.lines(command):
+        if _STEP.match(line):
+            report(line)
+        trained = trained and "is finished:" not in line
     seconds = time.perf_counter() - begin
     few_labels = directory / "few_labels"
     whole = read_summary(few_labels if few_labels.exists() else directory)

@@ -7,6 +7,29 @@ from types import TracebackType
 from typing import Any
 
 
+def bars() -> Any:
+    """A rich display for tasks with the fields `rate` and `shown`; None where there is no terminal.
+
+    Without rich there is none either.
+    """
+    if not sys.stderr.isatty():
+        return None
+    try:
+        from rich import progress
+        from rich.console import Console
+    except ImportError:
+        return None
+    return progress.Progress(
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(bar_width=30),
+        progress.MofNCompleteColumn(),
+        progress.TextColumn("{task.fields[rate]}"),
+        progress.TimeRemainingColumn(),
+        progress.TextColumn("{task.fields[shown]}"),
+        console=Console(stderr=True),
+    )
+
+
 class Progress:
     """Shows steps, rate, time left and key metrics. Needs rich on a terminal, nothing in a log.
 
@@ -19,23 +42,9 @@ class Progress:
         self._total = total
         self._start = start
         self._began = time.perf_counter()
-        self._bar: Any = None
         self._task: Any = None
-        if sys.stderr.isatty():
-            try:
-                from rich import progress
-                from rich.console import Console
-            except ImportError:
-                return
-            self._bar = progress.Progress(
-                progress.TextColumn("{task.description}"),
-                progress.BarColumn(bar_width=30),
-                progress.MofNCompleteColumn(),
-                progress.TextColumn("{task.fields[rate]}"),
-                progress.TimeRemainingColumn(),
-                progress.TextColumn("{task.fields[shown]}"),
-                console=Console(stderr=True),
-            )
+        self._bar = bars()
+        if self._bar is not None:
             self._task = self._bar.add_task(
                 "training", total=total, completed=start, rate="compiling", shown=""
             )

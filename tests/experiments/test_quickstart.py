@@ -1,11 +1,17 @@
 """What `make run` does."""
 
+import importlib
 import json
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
+import tyro
 
 from experiments import quickstart
-from paradigms.core.errors import InputError
+from paradigms.core.errors import InputError, NonFiniteError, Stopped
 
 PARADIGMS = {
     "supervised",
@@ -16,13 +22,56 @@ PARADIGMS = {
 }
 
 
-def test_each_paradigm_has_a_part_with_a_directory_of_its_own(tmp_path):
-    parts = quickstart.parts(quickstart.Config(seed=3, run_dir=tmp_path))
-    assert {part.paradigm for part in parts} == PARADIGMS
-    for part in parts:
-        assert part.config.seeds == (3,)
-        assert part.config.run_dir == tmp_path / part.paradigm
-        assert not part.config.smoke
+def test_each_paradigm_has_a_part_that_its_experiment_understands():
+    assert {part.paradigm for part in quickstart.PARTS} == PARADIGMS
+    for part in quickstart.PARTS:
+        module = importlib.import_module(f"experiments.{part.paradigm}.{part.experiment}")
+        config = tyro.cli(module.Config, args=part.options.split())
+        assert config.steps <= module.Config().steps and not config.smoke
+
+
+def saying(text, status):
+    return [sys.executable, "-c", f"import sys; print({text!r}); sys.exit({status})"]
+
+
+def test_a_part_ends_as_its_process_does():
+    children = quickstart.Children()
+    assert list(children.lines(saying("one\ntwo", 0))) == ["one", "two"]
+    for status, kind in ((2, InputError), (3, NonFiniteError), (75, Stopped), (1, RuntimeError)):
+        with pytest.raises(kind, match=r"^no space left$"):
+            list(children.lines(saying("step 1\nerror: no space left\n", status)))
+
+
+def test_no_part_begins_after_the_others_were_stopped():
+    children = quickstart.Children()
+    patient = children.lines([sys.executable, "-uc", "import time; print(1); time.sleep(60)"])
+    assert next(patient) == "1"
+    begin = time.perf_counter()
+    children.stop()
+    with pytest.raises(RuntimeError):
+        next(patient)
+    assert time.perf_counter() - begin < 30
+    assert list(children.lines(saying("one", 0))) == []
+
+
+def test_all_parts_leave_when_asked_to(tmp_path):
+    command = [sys.executable, "-m", "experiments.quickstart", "--run-dir", tmp_path]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while not (tmp_path / "semi_supervised").exists():  # the second of the first two
+            assert process.poll() is None
+            time.sleep(0.05)
+        begin = time.perf_counter()
+        process.send_signal(signal.SIGTERM)
+        said = process.stderr.read()  # which the parts have open too
+    assert time.perf_counter() - begin < 12
+    assert process.returncode == 75
+    assert "SIGTERM" in said.splitlines()[-1]
+    assert not list(tmp_path.rglob("summary.json"))
+
+
+def test_a_number_of_parts_that_is_none_is_one_line(tmp_path):
+    with pytest.raises(InputError, match="--at-once 0: expected at least 1"):
+        quickstart.main(quickstart.Config(run_dir=tmp_path, at_once=0))
 
 
 def test_a_seed_that_is_none_is_one_line(tmp_path):
