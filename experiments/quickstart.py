@@ -318,7 +318,8 @@ def _embeddings(panels: list[Any], directory: Path, test: dict[str, np.ndarray])
     shown = {name: array[:_PICTURED] for name, array in test.items()}
     trained = load(directory)
     # Not the weights that the run began with, but others like them.
-    params, model_state = trained.net.init(jax.random.key(trained.config.seeds[0]), shown["image"])
+    key = jax.random.key(trained.config.seeds[0])
+    params, model_state = jax.jit(trained.net.init)(key, shown["image"])
     untrained = trained._replace(
         weights=jax.tree.map(
             lambda leaf: leaf[None], {"params": params, "model_state": model_state}

@@ -76,7 +76,23 @@ def knn(
             f"knn(temperature={temperature}, chunk={chunk}): expected a temperature above 0 and a "
             "chunk of at least 1"
         )
-    bank, labels = unit_length(jnp.asarray(bank)), jnp.asarray(labels)
+    given = (jnp.asarray(array) for array in (bank, labels, queries))
+    return _votes(*given, temperature, classes=classes, k=k, chunk=chunk)
+
+
+@functools.partial(jax.jit, static_argnames=("classes", "k", "chunk"))
+def _votes(
+    bank: jax.Array,
+    labels: jax.Array,
+    queries: jax.Array,
+    temperature: jax.Array,
+    *,
+    classes: int,
+    k: int,
+    chunk: int,
+) -> jax.Array:
+    """What `knn` returns; compiled once for each shape, whatever the features."""
+    bank = unit_length(bank)
 
     def votes(query: jax.Array) -> jax.Array:
         similarity = jnp.matmul(bank, query, precision="highest")
@@ -85,7 +101,7 @@ def knn(
         weights = jax.nn.softmax(similarity / temperature)
         return jnp.zeros(classes).at[labels[nearest]].add(weights)
 
-    return jax.lax.map(votes, unit_length(jnp.asarray(queries)), batch_size=chunk)
+    return jax.lax.map(votes, unit_length(queries), batch_size=chunk)
 
 
 class Probe(NamedTuple):
