@@ -1,4 +1,4 @@
-# make run        train one learner of each paradigm, in two to four minutes once installed
+# make run        train one learner of each paradigm, in two minutes on two cores once installed
 # make test       ruff, mypy and the tests; `make test-slow` runs the tests that take minutes
 # make clean      remove what can be made again; runs stay
 #

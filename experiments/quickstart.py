@@ -200,7 +200,7 @@ def train(config: Config) -> list[dict[str, Any]]:
     """
     children, display = Children(), bars()
     with (
-        StopRequest() as stop,
+        StopRequest(grace=9.5) as stop,  # more than the parts have
         display or contextlib.nullcontext(),
         ThreadPoolExecutor(config.at_once or _usual_number()) as pool,
     ):
@@ -218,7 +218,7 @@ def train(config: Config) -> list[dict[str, Any]]:
         finally:
             children.stop()
     if stop:
-        raise Stopped(f"{stop.received}: what was trained is saved, and the same command goes on")
+        raise Stopped(f"{stop.received}: the same command goes on from the last checkpoints")
     return [futures[part].result() for part in PARTS]
 
 
