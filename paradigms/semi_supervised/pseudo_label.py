@@ -14,12 +14,12 @@ from paradigms.core.scalars import Scalar, Scheduled, current
 from paradigms.core.state import PyTree, TrainState
 from paradigms.data.augment import Augmentation
 from paradigms.semi_supervised.streams import (
+    alone,
     both_parts,
     check_threshold,
     classifying,
     labelled_metrics,
     pseudo_label_metrics,
-    together,
     total,
 )
 
@@ -37,8 +37,10 @@ def pseudo_label(
     method", equations 15 and 16).
 
     The class of the largest probability of an unlabelled example is its label, found anew in every
-    update by the pass that learns from it; the choice has no gradient. Both parts go through the
-    net at once. Batches are as in `streams`.
+    update by the pass that learns from it; the choice has no gradient. Each part goes through the
+    net by itself, and running batch statistics are of the unlabelled one: where batch norm sees
+    both at once, few labels are learnt by heart and the guesses are worse for it. Batches are as in
+    `streams`.
 
     Args:
       net: gives logits `[B, K]`.
@@ -63,9 +65,8 @@ def pseudo_label(
         x, label, u = both_parts("pseudo_label", batch, input_name)
         if augment is not None:
             x, u = augment(state.rng("labelled"), x), augment(state.rng("unlabelled"), u)
-        (logits, others), model_state = together(
-            net, params, state.model_state, (x, u), state.rng("net")
-        )
+        logits, _ = alone(net, params, state.model_state, x, state.rng("labelled_net"))
+        others, model_state = alone(net, params, state.model_state, u, state.rng("net"))
         confidence = jax.nn.softmax(others.astype(jnp.float32)).max(-1)
         guess, accepted = others.argmax(-1), confidence >= threshold
         losses = jnp.where(accepted, cross_entropy(others, guess), 0.0)

@@ -1,5 +1,6 @@
 """Pseudo-Label by hand."""
 
+import chex
 import jax
 import numpy as np
 import optax
@@ -17,6 +18,7 @@ from semi_supervised.linear import (
     softmax,
 )
 
+import nets
 from paradigms.semi_supervised import pseudo_label
 
 SGD = optax.sgd(1.0)
@@ -30,7 +32,7 @@ def test_loss_and_gradient_by_hand():
     state = learner.init(KEY, BATCH)
     w = np.asarray(state.params["w"])
     got, _, metrics = gradient(learner, BATCH, state)
-    assert calls == [10]  # one pass for all
+    assert calls == [4, 6]  # a pass for each part
 
     probabilities = softmax(U @ w)
     guess, accepted = probabilities.argmax(1), probabilities.max(1) >= 0.6
@@ -44,6 +46,19 @@ def test_loss_and_gradient_by_hand():
     error = (probabilities - np.eye(3)[guess]) * accepted[:, None]
     wanted = labelled_gradient(w) + 0.5 * U.T @ error / len(U)
     np.testing.assert_allclose(got["w"], wanted, atol=1e-6)
+
+
+def test_each_part_has_batch_statistics_of_its_own():
+    """As if the labelled part were the whole batch; the running ones are of the other part."""
+    net = nets.mlp((5,), 3, norm="batch")
+    learner = pseudo_label(net, SGD, weight=0.0, input_name="x")
+    state = learner.init(KEY, BATCH)
+    after, metrics = learner.update(state, BATCH)
+    logits, _ = net.apply(state.params, state.model_state, X, train=True)
+    expected = optax.softmax_cross_entropy_with_integer_labels(logits, LABEL).mean()
+    np.testing.assert_allclose(metrics["loss"].value(), expected, rtol=1e-6)
+    _, model_state = net.apply(state.params, state.model_state, U, train=True)
+    chex.assert_trees_all_close(after.model_state, model_state, rtol=1e-6)
 
 
 def test_nothing_accepted_is_the_supervised_update():
