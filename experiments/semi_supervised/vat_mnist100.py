@@ -30,7 +30,7 @@ class Config(few_labels.Mnist):
     widths: tuple[int, ...] = (512, 256, 128, 64)
     learning_rate: float = 4e-3
     final_norm: bool = True
-    hidden_noise: float = 0.5
+    hidden_noise: float = 0.3
     decay: float = 0.99
     epsilon: float = 1.0
     """Length of the perturbation of an image whose pixels go from 0 to 1."""
