@@ -46,7 +46,7 @@ Checkpoints._write = write_for_ever
 runpy.run_module("experiments.supervised.digits_mlp", run_name="__main__", alter_sys=True)
 """
 
-# Asks its own process to stop once so many updates are done, of five to a dispatch.
+# Asks its own process to stop when there is no update left to do.
 ASKED_WHILE_FINISHING = """
 import os, runpy, signal
 from experiments import training
@@ -61,6 +61,7 @@ training.draw_curves = draw_and_ask
 runpy.run_module("experiments.supervised.digits_mlp", run_name="__main__", alter_sys=True)
 """
 
+# Asks its own process to stop once so many updates are done, of five to a dispatch.
 STOPPED = """
 import os, runpy, signal, sys
 from experiments import training
