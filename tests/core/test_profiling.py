@@ -1,12 +1,13 @@
 """Traces hold the dispatches that were asked for, and waiting is told from work."""
 
+import gzip
+import json
 import time
 
 import jax
 import jax.numpy as jnp
 import optax
 import pytest
-from jax.profiler import ProfileData
 
 from paradigms.core import loop
 from paradigms.core.learner import minimise
@@ -42,10 +43,12 @@ def fitted(n, steps, work=1, source=lambda step, n: (), **options):
 def traced(directory):
     """The first steps of the dispatches in each trace."""
     found = []
-    for path in sorted(directory.rglob("*.xplane.pb")):
-        lines = [line for plane in ProfileData.from_file(str(path)).planes for line in plane.lines]
-        events = [event for line in lines for event in line.events if event.name == "update"]
-        found.append([dict(event.stats)["step_num"] for event in events])
+    # Not the other file: reading that with `jax.profiler.ProfileData` of jax 0.11 ends the process.
+    for path in sorted(directory.rglob("*.trace.json.gz")):
+        events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+        updates = [event for event in events if event.get("name") == "update"]
+        updates.sort(key=lambda event: event["ts"])
+        found.append([int(event["args"]["step_num"]) for event in updates])
     return found
 
 
