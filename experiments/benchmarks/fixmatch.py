@@ -20,8 +20,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import few_labels
+import nets
+from experiments import few_labels, joint_embedding
 from experiments.benchmarks.measuring import Mode, Ready, System
+from nets.net import Net
 from paradigms.core.classification import cross_entropy
 from paradigms.core.learner import Learner, minimise
 from paradigms.core.metrics import Mean
@@ -31,15 +33,21 @@ from paradigms.semi_supervised import fixmatch
 BATCH_SIZE, RATIO = 64, 7
 
 
-def cifar() -> few_labels.Cifar:
-    """The options whose network and optimiser are taken."""
-    return few_labels.Cifar(size="small" if jax.default_backend() == "cpu" else "full")
+def size() -> str:
+    """Of the network."""
+    return "small" if jax.default_backend() == "cpu" else "full"
+
+
+def network() -> Net:
+    """WRN-28-2, or the small network of the other learners of CIFAR-10, which is on pixels."""
+    if size() == "full":
+        return few_labels.cifar_net(few_labels.Cifar())
+    return nets.preprocess(joint_embedding.small_cnn(10), augment.normalise(*augment.CIFAR10))
 
 
 def passes() -> Learner:
     """A classifier of as many images as an update of FixMatch has views."""
-    options = cifar()
-    net = few_labels.cifar_net(options)
+    net = network()
 
     def loss(params: Any, state: Any, batch: Any) -> tuple[jax.Array, Any]:
         labelled, unlabelled = batch["labelled"], batch["unlabelled"]
@@ -53,7 +61,7 @@ def passes() -> Learner:
 
     return minimise(
         loss,
-        few_labels.cifar_optimizer(options),
+        few_labels.cifar_optimizer(few_labels.Cifar()),
         init=lambda key, batch: net.init(key, batch["labelled"]["image"]),
         evaluate=lambda state, batch, key: {},
     )
@@ -61,15 +69,14 @@ def passes() -> Learner:
 
 def same_views() -> Learner:
     """FixMatch with the images as they are for views."""
-    options, same = cifar(), augment.identity
-    return fixmatch(few_labels.cifar_net(options), few_labels.cifar_optimizer(options), same, same)
+    same = augment.identity
+    return fixmatch(network(), few_labels.cifar_optimizer(few_labels.Cifar()), same, same)
 
 
 def usual_views() -> Learner:
     """FixMatch as the experiments have it."""
-    options = cifar()
-    net, optimizer = few_labels.cifar_net(options), few_labels.cifar_optimizer(options)
-    return fixmatch(net, optimizer, few_labels.weak(), few_labels.strong())
+    optimizer = few_labels.cifar_optimizer(few_labels.Cifar())
+    return fixmatch(network(), optimizer, few_labels.weak(), few_labels.strong())
 
 
 def data() -> dict[str, dict[str, jax.Array]]:
@@ -122,7 +129,7 @@ def system() -> System:
         ours={"fixmatch_with_views": mode(usual_views)},
         bare={"fixmatch": mode(same_views), "passes": mode(passes)},
         updates=5,
-        details=lambda: {"size": cifar().size, "batch_size": BATCH_SIZE, "ratio": RATIO},
+        details=lambda: {"size": size(), "batch_size": BATCH_SIZE, "ratio": RATIO},
         derive=of_passes,
     )
 
