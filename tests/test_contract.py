@@ -413,6 +413,27 @@ def subject(request: pytest.FixtureRequest) -> Subject:
     return Subject(CASES[request.param]())
 
 
+def is_one_of_each(case: str) -> bool:
+    return case.split(".")[-1] in ONE_OF_EACH
+
+
+# For tests that compile the update once more, which is what a contract costs: `make test` takes
+# the transformations and a learner of each paradigm, `make test-slow` all others.
+otherwise_slow = pytest.mark.parametrize(
+    "subject",
+    [
+        pytest.param(
+            case,
+            marks=[]
+            if is_one_of_each(case) or case.startswith("paradigms.core.")
+            else pytest.mark.slow,
+        )
+        for case in sorted(CASES)
+    ],
+    indirect=True,
+)
+
+
 def host(tree: Any) -> Any:
     """A copy in numpy, keys as their numbers."""
 
@@ -498,6 +519,7 @@ def leaves_of(state: Any) -> list[np.ndarray]:
     return jax.tree.leaves(host(state.params))
 
 
+@otherwise_slow
 def test_a_scan_is_a_loop(subject):
     case = subject.case
 
@@ -524,6 +546,7 @@ def start_together(subject):
     return jax.jit(transforms.seeded(case.learner).init)(keys, case.batch)
 
 
+@otherwise_slow
 @pytest.mark.parametrize(
     "method",
     [None, *(pytest.param(name, marks=pytest.mark.slow) for name in ("unroll", "vmap"))],
@@ -556,8 +579,7 @@ def test_seeds_can_be_traced_side_by_side(subject):
 
 def test_a_run_resumes_to_the_last_bit(subject, request, tmp_path):
     """After ten interruptions, a learner of each paradigm; the others after five."""
-    often = request.node.callspec.params["subject"].split(".")[-1] in ONE_OF_EACH
-    updates = 1 if often else 2
+    updates = 1 if is_one_of_each(request.node.callspec.params["subject"]) else 2
     whole, _ = subject.train(subject.start, 10)
     checkpoints, state = Checkpoints(tmp_path), subject.start
     for step in range(updates, 11, updates):

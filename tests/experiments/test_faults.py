@@ -12,6 +12,7 @@ def injected(config, options):
     return {(o.fault, o.survived) for o in faults.inject(config, options)}
 
 
+@pytest.mark.slow
 def test_a_short_run_survives(short, tmp_path, capsys):
     config = faults.Config(
         "digits_mlp",

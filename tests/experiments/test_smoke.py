@@ -11,7 +11,7 @@ from experiments import catalogue
 # What `make test` rehearses, something of every paradigm; `make test-slow` takes the others.
 QUICK = {
     "reinforcement/ppo_cartpole",
-    "self_supervised/mae_digits",
+    "self_supervised/gpt_shakespeare",
     "semi_supervised/pi_model_mnist100",
     "supervised/digits_mlp",
     "unsupervised/ae_digits",

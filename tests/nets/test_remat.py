@@ -50,7 +50,9 @@ def test_less_is_kept(name):
     assert less < 0.5 * size
 
 
-@pytest.mark.parametrize("name", ["vit", "bert", "resnet"])
+@pytest.mark.parametrize(
+    "name", ["bert", *(pytest.param(name, marks=pytest.mark.slow) for name in ("vit", "resnet"))]
+)
 def test_gradients_and_what_is_drawn_are_the_same(name):
     net, inputs = NETS[name]
     params, model_state = net.init(jax.random.key(1), *inputs)

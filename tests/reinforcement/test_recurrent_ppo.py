@@ -161,7 +161,11 @@ def without_memory(net):
 
 
 @pytest.mark.parametrize(
-    ("actions", "env"), [(Discrete, worlds.chain(3)), (Box, worlds.bandit())], ids=["chain", "box"]
+    ("actions", "env"),
+    [
+        pytest.param(Discrete, worlds.chain(3), id="chain"),
+        pytest.param(Box, worlds.bandit(), id="box", marks=pytest.mark.slow),
+    ],
 )
 def test_without_a_memory_it_is_ppo(actions, env):
     net, optimizer = table(actions), optax.sgd(0.1)

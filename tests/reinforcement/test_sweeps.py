@@ -63,7 +63,7 @@ POINTS = {
 }
 
 
-@pytest.mark.parametrize("agent_of", POINTS)
+@pytest.mark.parametrize("agent_of", [ppo_of, pytest.param(dqn_of, marks=pytest.mark.slow)])
 def test_a_sweep_over_everything_compiles_once(agent_of):
     """Each value is used: exchanged one at a time, it changes its run and gives that of its own."""
 

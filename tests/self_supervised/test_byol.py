@@ -194,6 +194,7 @@ def test_collapse_is_seen_where_nothing_predicts_and_the_teacher_is_the_student(
     assert found["dead"]["embedding/collapsed"] == 1 and found["dead"]["embedding/std"] < 0.03
 
 
+@pytest.mark.slow
 def test_a_sweep_over_the_decay_is_the_runs_apart():
     decays, batch = np.float32([0.5, 0.9]), {"image": numbers(0, 4, 3)}
     learner = swept(lambda h: make(decay=h["d"]), {"d": decays})

@@ -196,6 +196,7 @@ def test_evaluation_compares_with_the_queue_as_it_is():
     assert float(found["loss"].count) == 3 and "embedding/rank" in found
 
 
+@pytest.mark.slow
 def test_a_sweep_over_temperature_and_decay_is_the_runs_apart():
     grid, batch = {"t": np.float32([0.1, 1.0]), "d": np.float32([0.5, 0.9])}, numbers(0, 4, 4)
     batch = {"image": batch}
