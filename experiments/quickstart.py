@@ -11,7 +11,6 @@ it resumes.
 
 import contextlib
 import json
-import os
 import re
 import subprocess
 import sys
@@ -32,7 +31,7 @@ from experiments.report import print_table
 from paradigms import data
 from paradigms.core.errors import InputError, NonFiniteError, Stopped
 from paradigms.core.progress import bars
-from paradigms.core.provenance import environment
+from paradigms.core.provenance import cpu_count, environment
 from paradigms.core.record import read_metrics, read_summary, write_whole
 from paradigms.core.signals import EXIT_STATUS, StopRequest
 
@@ -226,7 +225,7 @@ def _usual_number() -> int:
     """Two processes share a CPU well, but not an accelerator, which this process must not hold."""
     asked = [sys.executable, "-c", "import jax; print(jax.default_backend())"]
     backend = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
-    return 2 if backend == "cpu" and (os.cpu_count() or 1) > 1 else 1
+    return 2 if backend == "cpu" and cpu_count() > 1 else 1
 
 
 def _reporter(part: Part, display: Any) -> Callable[[str], None]:

@@ -112,9 +112,15 @@ def _ours(claim: Claim) -> str:
 
 def _device(environment: dict[str, Any]) -> str:
     if environment["platform"] == "cpu":
-        return f"{environment['cpu_count']} CPU cores"
+        return cores(environment)
     count = environment["device_count"]
     return f"{count} x {environment['device']}" if count > 1 else environment["device"]
+
+
+def cores(environment: dict[str, Any]) -> str:
+    """What a CPU is called in the tables."""
+    count = environment["cpu_count"]
+    return f"{count} CPU core{'s' * (count > 1)}"
 
 
 def _minutes(summary: dict[str, Any]) -> str:

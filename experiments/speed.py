@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from experiments.catalogue import RESULTS
+from experiments.report import cores
 from paradigms.core.errors import InputError
 
 FOLDER = RESULTS / "benchmarks"
@@ -111,11 +112,11 @@ def markdown() -> str:
         try:
             results = json.loads(path.read_text())
             value = speed.value(results)
-            command, cpus = results["command"], results["environment"]["cpu_count"]
+            command, device = results["command"], cores(results["environment"])
         except (OSError, ValueError, KeyError) as error:
             raise InputError(f"{path} is damaged: run the benchmark again") from error
         figure = f"{value:.2f} {speed.unit}"
-        row = (speed.what, figure, speed.wanted(), f"{cpus} CPU cores", f"`{command}`")
+        row = (speed.what, figure, speed.wanted(), device, f"`{command}`")
         (missed if speed.missed(value) else reached).append(row)
     header = ("what", "ours", "aim", "device", "command")
     rows = [header, ("-",) * len(header), *missed, *reached]

@@ -52,10 +52,17 @@ def environment() -> dict[str, Any]:
         "device": device.device_kind,
         "device_count": jax.device_count(),
         "system": f"{platform.system()} {platform.machine()}",
-        "cpu_count": os.cpu_count(),
+        "cpu_count": cpu_count(),
         "commit": commit,
         "dirty": dirty,
     }
+
+
+def cpu_count() -> int:
+    """How many cores this process may use, which a scheduler may have made fewer than there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _host_leaves(state: PyTree) -> Iterable[tuple[str, str, np.ndarray, tuple[int, ...]]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from paradigms.core import provenance
 from paradigms.core.provenance import environment, state_sha256, state_sha256_per_run
@@ -106,3 +107,14 @@ def test_commit_is_that_of_the_source_and_dirty_when_code_differs(tmp_path, monk
     assert told() == (True, False)
     file.write_text("# changed\n")
     assert told() == (True, True)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores are chosen on Linux alone")
+def test_cores_are_those_that_this_process_may_use():
+    usable = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(usable)})
+        assert provenance.cpu_count() == environment()["cpu_count"] == 1
+    finally:
+        os.sched_setaffinity(0, usable)
+    assert provenance.cpu_count() == len(usable)
