@@ -32,6 +32,9 @@ PUBLISHED = {
 class Config(joint_embedding.JointDigits):
     """Options of this experiment."""
 
+    steps: int = 6000
+    """Twice SimCLR's, as for BYOL."""
+    evaluate_every: int = 600
     embedding: int = 256
 
 
