@@ -100,7 +100,13 @@ AGENTS = {
 }
 
 
-@pytest.mark.parametrize("replay", [uniform_replay(320), prioritised_replay(320, n_step=3)])
+@pytest.mark.parametrize(
+    "replay",
+    [
+        pytest.param(uniform_replay(320), id="uniform", marks=pytest.mark.slow),
+        pytest.param(prioritised_replay(320, n_step=3), id="prioritised"),
+    ],
+)
 @pytest.mark.parametrize("name", AGENTS)
 def test_values_see_beyond_a_time_limit(name, replay):
     """V(B) = 10 and V(A) = -1; about 3 where a limit is taken for an end."""

@@ -1,5 +1,7 @@
 """DQN: its targets by hand, when it learns, and values that it must find."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,9 +70,17 @@ def test_the_projection_keeps_the_mean_within_the_support():
     )
 
 
-@pytest.mark.parametrize("double", [False, True])
-@pytest.mark.parametrize("n_step", [1, 3])
-@pytest.mark.parametrize("replay", [uniform_replay, prioritised_replay])
+# All three at once, and none of them; what is between is slow.
+CORNERS = [(False, 1, uniform_replay), (True, 3, prioritised_replay)]
+
+
+@pytest.mark.parametrize(
+    ("double", "n_step", "replay"),
+    [
+        pytest.param(*choice, marks=[] if choice in CORNERS else pytest.mark.slow)
+        for choice in itertools.product((False, True), (1, 3), (uniform_replay, prioritised_replay))
+    ],
+)
 def test_values_see_beyond_a_time_limit(double, n_step, replay):
     """V(B) = 10 and V(A) = -1; about 3 where a limit is taken for an end."""
     agent = dqn(

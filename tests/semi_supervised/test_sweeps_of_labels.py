@@ -55,7 +55,10 @@ POINTS = {
 }
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name == "fixmatch" else pytest.mark.slow) for name in METHODS],
+)
 def test_draws_of_labels_and_options_train_in_one_program(name):
     """Each value is used, none compiles anything, and each run is that of its draw and point."""
 
