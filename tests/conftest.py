@@ -1,8 +1,9 @@
 """What tests of several folders share."""
 
+import contextlib
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,19 +52,8 @@ def compilations() -> Iterator[list[str]]:
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Turns most of the compiler's optimisations off, for compiling is what tests cost.
-
-    XLA's older generator of loops for CPUs takes half the time of the newer one. What is about bits
-    is to be about those of the programs that users get.
-    """
-    file = request.path.name
-    if file == "test_contract.py":
-        yield
-        return
-    loops = [] if file == "test_host.py" else OLDER_LOOPS
-
+@contextlib.contextmanager
+def _most_optimisations_off(loops: list[tuple[str, bool]]) -> Iterator[None]:
     def options(*arguments: Any, **named: Any) -> Any:
         made = usual(*arguments, **named)
         made.env_option_overrides = [*made.env_option_overrides, *loops]
@@ -74,5 +64,29 @@ def quick_compilation(request: pytest.FixtureRequest) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(compiler, "get_compile_options", options)
         jax.config.update("jax_disable_most_optimizations", True)
+        try:
+            yield
+        finally:
+            jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(scope="session")
+def quickly() -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """Within it most of the compiler's optimisations are off, for compiling is what tests cost.
+
+    XLA's older generator of loops for CPUs takes half the time of the newer one.
+    """
+    return lambda: _most_optimisations_off(OLDER_LOOPS)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_compilation(
+    request: pytest.FixtureRequest, quickly: Callable[[], contextlib.AbstractContextManager[None]]
+) -> Iterator[None]:
+    """`quickly`, but in the contract, which chooses for each learner."""
+    file = request.path.name
+    if file == "test_contract.py":
         yield
-        jax.config.update("jax_disable_most_optimizations", before)
+        return
+    with _most_optimisations_off([]) if file == "test_host.py" else quickly():
+        yield

@@ -6,10 +6,11 @@ small instance with plain SGD, whose arithmetic does not amplify rounding, and a
 joins by `living(agent)`, the learner that it is in a world.
 """
 
+import contextlib
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -408,26 +409,28 @@ def train(update: Callable[..., Any], state: Any, batch: Any, steps: int) -> tup
     return state, jax.tree.map(lambda *leaves: np.stack(leaves), *metrics)
 
 
-@pytest.fixture(scope="module", params=sorted(CASES))
-def subject(request: pytest.FixtureRequest) -> Subject:
-    return Subject(CASES[request.param]())
-
-
 def is_one_of_each(case: str) -> bool:
     return case.split(".")[-1] in ONE_OF_EACH
 
 
-# For tests that compile the update once more, which is what a contract costs: `make test` takes
-# the transformations and a learner of each paradigm, `make test-slow` all others.
+def is_examined_in_full(case: str) -> bool:
+    """By `make test` too: the transformations, and a learner of each paradigm."""
+    return is_one_of_each(case) or case.startswith("paradigms.core.")
+
+
+@pytest.fixture(scope="module", params=sorted(CASES))
+def subject(request: pytest.FixtureRequest, quickly: Any) -> Iterator[Subject]:
+    """In the program that users get, where runs of several programs are compared to the bit."""
+    full = is_examined_in_full(request.param) or request.config.option.markexpr == "slow"
+    with contextlib.nullcontext() if full else quickly():
+        yield Subject(CASES[request.param]())
+
+
+# For tests that compile the update once more, which is what a contract costs.
 otherwise_slow = pytest.mark.parametrize(
     "subject",
     [
-        pytest.param(
-            case,
-            marks=[]
-            if is_one_of_each(case) or case.startswith("paradigms.core.")
-            else pytest.mark.slow,
-        )
+        pytest.param(case, marks=[] if is_examined_in_full(case) else pytest.mark.slow)
         for case in sorted(CASES)
     ],
     indirect=True,
