@@ -34,7 +34,7 @@ class Config(joint_embedding.JointDigits):
     """Options of this experiment."""
 
     steps: int = 6000
-    """Twice the others': at half of them it still gained on validation images."""
+    """Twice SimCLR's, for at half of them it still gained on validation images."""
     evaluate_every: int = 600
     decay: float = 0.99
     """Of the teacher at first; it rises to 1."""
