@@ -94,6 +94,21 @@ SPEEDS = (
         1.1,
         "lower",
     ),
+    Speed(
+        "32 seeds of digits_mlp in one program",
+        "seeds",
+        "times less than 32 processes",
+        lambda results: results["processes"]["saving"],
+        4.0,
+    ),
+    Speed(
+        "training 32 seeds of it in one program",
+        "seeds",
+        "of the time of 32 warm runs in turn",
+        lambda results: results["training"]["of_apart"],
+        1.0,
+        "lower",
+    ),
 )
 
 
