@@ -456,8 +456,6 @@ if __name__ == "__main__":
         parts_of_a_batch_divide_their_work,
         agents_divide_their_worlds_and_their_learning,
         joint_embeddings_see_the_global_batch,
-        strategies.strategies_agree_with_one_device,
-        strategies.collectives_are_the_golden_ones,
         strategies.a_run_goes_on_with_another_mesh,
     ):
         check()

@@ -249,4 +249,6 @@ def every_paradigm_agrees_on_every_mesh() -> None:
 
 
 if __name__ == "__main__":
+    strategies_agree_with_one_device()
+    collectives_are_the_golden_ones()
     every_paradigm_agrees_on_every_mesh()

@@ -287,6 +287,7 @@ def test_saving_is_what_tells_the_two_modes_apart(monkeypatch):
     assert share == {"saved": {"over_not_saved": 0.75}}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(alone.resident_mib() is None, reason="it is Linux that tells")
 def test_memory_is_of_the_process_and_not_of_its_parent():
     before = alone.resident_mib()

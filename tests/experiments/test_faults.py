@@ -28,6 +28,7 @@ def test_a_short_run_survives(short, tmp_path, capsys):
     assert "kill       1 of 1 survived" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_that_ends_otherwise_is_lost(short, monkeypatch):
     """As where a checkpoint did not hold everything: here the metrics lose a row."""
 

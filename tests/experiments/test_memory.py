@@ -31,6 +31,7 @@ def test_state_and_data_take_what_can_be_counted_by_hand(python):
     assert found["in all"] == pytest.approx(sum(found.values()) - found["in all"], abs=0.03)
 
 
+@pytest.mark.slow
 def test_parts_of_a_batch_take_less(python):
     """Of 1,024 images at once the activations are most of it; the state is what it was."""
     whole, in_parts = (

@@ -134,6 +134,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on(python, short, finished, 
     assert (directory / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_request_while_the_run_is_finished_is_not_forgotten(python, short, tmp_path):
     """FixMatch's twin, for instance, was trained to its end before the process left."""
     command = [*short, "--run-dir", tmp_path]
@@ -170,6 +171,7 @@ def test_a_run_goes_on_from_the_newest_checkpoint_that_is_whole(python, short, f
     assert rows == (finished / "metrics.csv").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_clock_that_is_wrong_changes_nothing(python, short, finished, tmp_path):
     command = [*short, "--run-dir", tmp_path]
     killed = python("-c", KILLED, "after", 20, *command)
@@ -185,6 +187,7 @@ def test_a_clock_that_is_wrong_changes_nothing(python, short, finished, tmp_path
     assert 0 < summary["speed"]["train_seconds"] < 600
 
 
+@pytest.mark.slow
 def test_each_run_is_the_run_of_its_seed_alone(python, short, finished, tmp_path):
     alone = short[:5] + ("1",) + short[7:]
     done = python("-m", "experiments.supervised.digits_mlp", *alone, "--run-dir", tmp_path)
