@@ -6,7 +6,8 @@ over the same training from scratch. Frozen features are judged as in `simclr_ci
 mean over patches. `--size small` is for two CPU cores.
 
   python -m experiments.self_supervised.mae_cifar10        an accelerator, hours
-  python -m experiments.self_supervised.mae_cifar10 --size small --steps 3510    a CPU, 10 epochs
+  python -m experiments.self_supervised.mae_cifar10 --size small --steps 1053
+      --fine-tuning-steps 351    a CPU, 3 epochs
 """
 
 from collections.abc import Callable
