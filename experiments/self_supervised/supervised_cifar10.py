@@ -4,7 +4,7 @@ The same net and views, trained as a classifier. There is no published number fo
 aim is what the features are there for, to be above those that are learnt without labels.
 
   python -m experiments.self_supervised.supervised_cifar10        an accelerator, hours
-  python -m experiments.self_supervised.supervised_cifar10 --size small --steps 1053    a CPU, 3 epochs
+  python -m experiments.self_supervised.supervised_cifar10 --size small --steps 1053    a CPU
 """
 
 from dataclasses import dataclass
